@@ -1,0 +1,1 @@
+"""Onion packets, the circuit build, path choice, guards and the pool of ready circuits. Pure code."""

@@ -1,0 +1,1 @@
+"""Payments: books, tickets, purses and their settlement on chain."""
