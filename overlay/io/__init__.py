@@ -1,0 +1,1 @@
+"""File access of the overlay: private files, atomic writes."""
