@@ -1,0 +1,593 @@
+"""Flows: circuits as the engine sees them. Keys, meters and packets meet here; links and the TUN are called through seams.
+
+A flow takes lists of packets and the time. It drops what fails, counts it, and reports a fault to ``on_fault`` at most once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from circuits.errors import DecodeError
+from circuits.inner import Direction, Item, ItemType, body_capacity, decode_body, encode_body, item_size
+from circuits.onion import (
+    LANE_DATAGRAM,
+    LANE_STREAM,
+    ClientBackward,
+    ClientForward,
+    Command,
+    ExitBackward,
+    RelayBackward,
+    RelayForward,
+)
+from circuits.params import MAX_TRAIN_UNITS, UNIT
+
+from overlay.engine.interface import FlowCounters, FlowFault, InnerAddresses, Price
+from overlay.engine.queues import CodelQueue, MemoryBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from overlay.engine.lanes import End, LinkLanes
+    from overlay.engine.tunside import TunSide
+
+SINGLES_LIMIT_BYTES = 256 * 1024
+"""Single packets that one circuit may have waiting on one link (the figure of docs/threat-model.md, "Queues")."""
+ENTRY_LIMIT_BYTES = 2 * 1024 * 1024
+"""Inner TCP packets of one circuit that wait at its entry: a TCP window at 20 MB/s and 100 ms."""
+ENTRY_SINGLES_LIMIT_BYTES = 256 * 1024
+
+_TCP = 6
+
+
+class Gatekeeper(Protocol):
+    """The exit's rules, applied to every inner packet that wants to leave (overlay.engine.gate)."""
+
+    def inspect(self, data: bytes, offset: int, now: float) -> bytes | bool | None:
+        """True to let it pass, None to drop it, or the bytes of an ICMP answer that tells the customer why not."""
+
+
+class Flow:
+    """What all flows share: counters, faults and dropping."""
+
+    __slots__ = ("_on_fault", "closed", "counters", "ends")
+
+    def __init__(self, on_fault: Callable[[Flow, FlowFault], None]) -> None:
+        self.counters = FlowCounters()
+        self.closed = False
+        self.ends: list[End] = []
+        self._on_fault = on_fault
+
+    def fail(self, fault: FlowFault) -> None:
+        """End this flow because of a fault; the first one counts."""
+        if not self.closed:
+            self._on_fault(self, fault)
+
+    def close(self) -> None:
+        """Forget queues and streams."""
+        self.closed = True
+        for end in self.ends:
+            end.lanes.detach(end)
+
+    def queued_bytes(self) -> int:
+        """Bytes that wait in this flow."""
+        return 0
+
+    def wake(self) -> None:
+        """Try again after a meter was given credit."""
+
+
+class _Outlet:
+    """What waits for one end of a relay flow: sealed trains and sealed single packets."""
+
+    __slots__ = ("singles", "train_bytes", "trains")
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.trains: deque[tuple[int, bytes]] = deque()
+        self.train_bytes = 0
+        self.singles: CodelQueue[bytes] | None = None
+
+
+class RelayFlow(Flow):
+    """A circuit through this relay: ``front`` faces the client, ``back`` the exit."""
+
+    __slots__ = (
+        "_back_out",
+        "_backward_singles",
+        "_backward_trains",
+        "_budget",
+        "_forward_singles",
+        "_forward_trains",
+        "_front_out",
+        "_held",
+        "_root",
+        "_suite",
+        "back",
+        "front",
+        "price_in",
+        "price_out",
+    )
+
+    def __init__(
+        self,
+        root: bytes,
+        suite: int,
+        front: tuple[LinkLanes, int],
+        price_in: Price,
+        back: tuple[LinkLanes, int],
+        price_out: Price,
+        budget: MemoryBudget,
+        on_fault: Callable[[Flow, FlowFault], None],
+    ) -> None:
+        super().__init__(on_fault)
+        self._root, self._suite = root, suite
+        self._budget = budget
+        self.price_in, self.price_out = price_in, price_out
+        self.front = front[0].attach(front[1], self)
+        self.ends.append(self.front)
+        self.back = back[0].attach(back[1], self)
+        self.ends.append(self.back)
+        self._front_out = _Outlet(budget)
+        self._back_out = _Outlet(budget)
+        # Most circuits are spares: keys of a lane and direction are made when its first packet comes.
+        self._forward_trains: RelayForward | None = None
+        self._forward_singles: RelayForward | None = None
+        self._backward_trains: RelayBackward | None = None
+        self._backward_singles: RelayBackward | None = None
+        self._held: deque[tuple[End, bytes]] = deque()
+
+    def queued_bytes(self) -> int:
+        """Bytes that wait in this flow."""
+        total = sum(len(packet) for _, packet in self._held)
+        for outlet in (self._front_out, self._back_out):
+            total += outlet.train_bytes + (outlet.singles.size_bytes if outlet.singles else 0)
+        return total
+
+    def close(self) -> None:
+        """Forget queues and streams."""
+        if not self.closed:
+            for outlet in (self._front_out, self._back_out):
+                self._budget.used_bytes -= outlet.train_bytes
+                outlet.trains.clear()
+                outlet.train_bytes = 0
+                if outlet.singles is not None:
+                    outlet.singles.clear()
+            self._budget.used_bytes -= sum(len(packet) for _, packet in self._held)
+            self._held.clear()
+        super().close()
+
+    def wake(self) -> None:
+        """Carry trains on that waited for a neighbour's payment."""
+        held, self._held = self._held, deque()
+        for end, packet in held:
+            self._budget.used_bytes -= len(packet)
+            if not self.closed:
+                self.on_trains(end, [packet], end.last_grant_s)
+
+    def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Peel or wrap trains and queue them for the other end; unpaid ones are held, which stops their credits too."""
+        forward = end is self.front
+        for packet in packets:
+            if self.closed:
+                return
+            units = len(packet) // UNIT
+            if self._held or not self._charge(units):
+                self._held.append((end, packet))
+                self._budget.used_bytes += len(packet)
+                continue
+            if forward:
+                lane = self._forward_trains
+                if lane is None:
+                    lane = self._forward_trains = RelayForward(self._root, self._suite, LANE_STREAM)
+                opened = lane.open_many((packet,), now)[0]
+                if opened is None or opened.command == Command.DELIVER:
+                    self.counters.forward.failures += 1
+                    self.fail(FlowFault.BAD_PACKETS)
+                    return
+                self.counters.forward.packets += units
+                if opened.command == Command.DROP:
+                    end.consume(units, now)
+                    continue
+                outlet, other, data = self._back_out, self.back, opened.data
+            else:
+                wrap = self._backward_trains
+                if wrap is None:
+                    wrap = self._backward_trains = RelayBackward(self._root, self._suite, LANE_STREAM)
+                data = wrap.wrap_many((packet,), now)[0]
+                self.counters.backward.packets += units
+                outlet, other = self._front_out, self.front
+            outlet.trains.append((units, data))
+            outlet.train_bytes += len(data)
+            self._budget.used_bytes += len(data)
+            other.want_trains()
+
+    def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Peel or wrap single packets and queue them for the other end; unpaid ones are dropped."""
+        count = len(packets)
+        forward = end is self.front
+        counters = self.counters.forward if forward else self.counters.backward
+        if not self._charge(count):
+            counters.dropped += count
+            return
+        data: list[bytes]
+        if forward:
+            lane = self._forward_singles
+            if lane is None:
+                lane = self._forward_singles = RelayForward(self._root, self._suite, LANE_DATAGRAM)
+            data = []
+            for opened in lane.open_many(packets, now):
+                if opened is None or opened.command == Command.DELIVER:
+                    counters.failures += 1
+                elif opened.command == Command.FORWARD:
+                    data.append(opened.data)
+            if lane.broken:
+                self.fail(FlowFault.BAD_PACKETS)
+                return
+            outlet, other = self._back_out, self.back
+        else:
+            wrap = self._backward_singles
+            if wrap is None:
+                wrap = self._backward_singles = RelayBackward(self._root, self._suite, LANE_DATAGRAM)
+            data = wrap.wrap_many(packets, now)
+            outlet, other = self._front_out, self.front
+        counters.packets += count
+        queue = outlet.singles
+        if queue is None:
+            queue = outlet.singles = CodelQueue(SINGLES_LIMIT_BYTES, self._budget)
+        for packet in data:
+            if not queue.push(packet, len(packet), now):
+                counters.dropped += 1
+        other.want_singles()
+
+    def pull_train(self, end: End, max_units: int, now: float) -> tuple[int, bytes] | None:
+        """The next train for ``end``; its units are given back as credit to where it came from."""
+        outlet, source = (self._back_out, self.front) if end is self.back else (self._front_out, self.back)
+        if not outlet.trains or outlet.trains[0][0] > max_units:
+            return None
+        train = outlet.trains.popleft()
+        outlet.train_bytes -= len(train[1])
+        self._budget.used_bytes -= len(train[1])
+        source.consume(train[0], now)
+        return train
+
+    def pull_singles(self, end: End, max_packets: int, now: float) -> list[bytes]:
+        """Up to ``max_packets`` waiting packets that CoDel lets pass."""
+        queue = (self._back_out if end is self.back else self._front_out).singles
+        packets: list[bytes] = []
+        while queue and len(packets) < max_packets:
+            packet = queue.pop(now)
+            if packet is not None:
+                packets.append(packet)
+        return packets
+
+    def has_trains(self, end: End) -> bool:
+        """Whether a train waits for ``end``."""
+        return bool((self._back_out if end is self.back else self._front_out).trains)
+
+    def _charge(self, packets: int) -> bool:
+        paid, owed = self.price_in, self.price_out
+        if owed.meter.affordable_packets(owed.wei_per_packet) < packets:
+            owed.meter.refused_packets += packets
+            return False
+        if not paid.meter.charge(packets, paid.wei_per_packet):
+            return False
+        return owed.meter.charge(packets, owed.wei_per_packet)
+
+
+class EndpointFlow(Flow):
+    """What client and exit flows share: the inner side. Subclasses seal and open."""
+
+    __slots__ = ("_direction", "_entry_singles", "_entry_trains", "_tun", "addresses", "end", "price")
+
+    def __init__(
+        self,
+        lanes: LinkLanes,
+        circuit_id: int,
+        price: Price,
+        addresses: InnerAddresses,
+        tun: TunSide,
+        direction: Direction,
+        budget: MemoryBudget,
+        on_fault: Callable[[Flow, FlowFault], None],
+    ) -> None:
+        super().__init__(on_fault)
+        self.addresses = addresses
+        self.price = price
+        self._tun = tun
+        self._direction = direction
+        self._entry_trains: CodelQueue[Item] = CodelQueue(ENTRY_LIMIT_BYTES, budget)
+        self._entry_singles: CodelQueue[Item] = CodelQueue(ENTRY_SINGLES_LIMIT_BYTES, budget)
+        self.end = lanes.attach(circuit_id, self)
+        self.ends.append(self.end)
+
+    def queued_bytes(self) -> int:
+        """Bytes that wait in this flow."""
+        return self._entry_trains.size_bytes + self._entry_singles.size_bytes
+
+    def close(self) -> None:
+        """Forget queues and streams."""
+        self._entry_trains.clear()
+        self._entry_singles.clear()
+        super().close()
+
+    def wake(self) -> None:
+        """Send on what waited for credit."""
+        if self._entry_trains:
+            self.end.want_trains()
+        if self._entry_singles:
+            self.end.want_singles()
+
+    def enqueue(self, item: Item, protocol: int, now: float) -> None:
+        """Take one inner item into the circuit: TCP, and what fits no single packet, by train; the rest single."""
+        size = item_size(item)
+        if protocol == _TCP or size > body_capacity(self._direction, 1):
+            if self._entry_trains.push(item, size, now):
+                self.end.want_trains()
+        elif self._entry_singles.push(item, size, now):
+            self.end.want_singles()
+
+    def has_trains(self, end: End) -> bool:
+        """Whether something waits for the stream lane."""
+        return len(self._entry_trains) > 0
+
+    def pull_train(self, end: End, max_units: int, now: float) -> tuple[int, bytes] | None:
+        """Fill one train from what is waiting: as many items as fit, in as few units as they need."""
+        price = self.price
+        max_units = min(max_units, MAX_TRAIN_UNITS, price.meter.affordable_packets(price.wei_per_packet))
+        queue = self._entry_trains
+        room = body_capacity(self._direction, max_units) if max_units > 0 else 0
+        items: list[Item] = []
+        size = 0
+        while queue and size + queue.peek_size() <= room:
+            item = queue.pop(now)
+            if item is None:
+                break
+            needed = item_size(item)
+            if size + needed > room:  # CoDel dropped the head and the next one is larger
+                queue.unpop(item, needed, now)
+                break
+            items.append(item)
+            size += needed
+        if not items:
+            return None
+        units = 1
+        if size > body_capacity(self._direction, 1):
+            units = -(-(size + UNIT - body_capacity(self._direction, 1)) // UNIT)
+        if not price.meter.charge(units, price.wei_per_packet):
+            return None
+        packet = self._seal(LANE_STREAM, [encode_body(items, body_capacity(self._direction, units))], now)[0]
+        self._sent(units)
+        return units, packet
+
+    def pull_singles(self, end: End, max_packets: int, now: float) -> list[bytes]:
+        """Fill single packets from what is waiting; small items share one."""
+        price = self.price
+        max_packets = min(max_packets, price.meter.affordable_packets(price.wei_per_packet))
+        capacity = body_capacity(self._direction, 1)
+        queue = self._entry_singles
+        bodies: list[bytes] = []
+        items: list[Item] = []
+        room = capacity
+        while queue and len(bodies) < max_packets:
+            item = queue.pop(now)
+            if item is None:
+                break
+            size = item_size(item)
+            if size > room:
+                bodies.append(encode_body(items, capacity))
+                items, room = [], capacity
+                if len(bodies) == max_packets:
+                    queue.unpop(item, size, now)
+                    break
+            items.append(item)
+            room -= size
+        if items and len(bodies) < max_packets:
+            bodies.append(encode_body(items, capacity))
+        if not bodies or not price.meter.charge(len(bodies), price.wei_per_packet):
+            return []
+        self._sent(len(bodies))
+        return self._seal(LANE_DATAGRAM, bodies, now)
+
+    def _received(self, body: bytes, now: float) -> bool:
+        """Carry out one body; False when it is malformed."""
+        try:
+            items = decode_body(body)
+        except DecodeError:
+            return False
+        for item in items:
+            self._on_item(item, now)
+        return True
+
+    def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
+        raise NotImplementedError
+
+    def _sent(self, units: int) -> None:
+        raise NotImplementedError
+
+    def _on_item(self, item: Item, now: float) -> None:
+        raise NotImplementedError
+
+
+class ClientFlow(EndpointFlow):
+    """The customer's end of a circuit: all layers."""
+
+    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_on_echo", "_roots", "_suite")
+
+    def __init__(
+        self,
+        roots: Sequence[bytes],
+        suite: int,
+        lanes: LinkLanes,
+        circuit_id: int,
+        price: Price,
+        addresses: InnerAddresses,
+        tun: TunSide,
+        budget: MemoryBudget,
+        on_fault: Callable[[Flow, FlowFault], None],
+        on_echo: Callable[[Flow, bytes], None],
+    ) -> None:
+        super().__init__(lanes, circuit_id, price, addresses, tun, Direction.FORWARD, budget, on_fault)
+        self._roots, self._suite = tuple(roots), suite
+        self._on_echo = on_echo
+        self._forward_trains: ClientForward | None = None
+        self._forward_singles: ClientForward | None = None
+        self._backward_trains: ClientBackward | None = None
+        self._backward_singles: ClientBackward | None = None
+
+    def echo(self, token: bytes, now: float) -> None:
+        """Queue an echo request on the datagram lane."""
+        item = Item(ItemType.ECHO_REQUEST, 0, token)
+        if self._entry_singles.push(item, item_size(item), now):
+            self.end.want_singles()
+
+    def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Open trains from the exit."""
+        lane = self._backward_trains
+        if lane is None:
+            lane = self._backward_trains = ClientBackward(self._roots, self._suite, LANE_STREAM)
+        for packet, body in zip(packets, lane.open_many(packets, now), strict=True):
+            if body is None or not self._received(body, now):
+                self.counters.backward.failures += 1
+                self.fail(FlowFault.BAD_PACKETS)
+                return
+            units = len(packet) // UNIT
+            self._count_backward(units)
+            end.consume(units, now)
+
+    def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Open single packets from the exit."""
+        lane = self._backward_singles
+        if lane is None:
+            lane = self._backward_singles = ClientBackward(self._roots, self._suite, LANE_DATAGRAM)
+        for body in lane.open_many(packets, now):
+            if body is None or not self._received(body, now):
+                self.counters.backward.failures += 1
+            else:
+                self._count_backward(1)
+        if lane.broken:
+            self.fail(FlowFault.BAD_PACKETS)
+
+    def _count_backward(self, units: int) -> None:
+        self.counters.backward.packets += units
+        # The customer pays for both directions: what came is charged to what is owed to the guard.
+        self.price.meter.charge(units, self.price.wei_per_packet)
+
+    def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
+        if lane == LANE_STREAM:
+            if self._forward_trains is None:
+                self._forward_trains = ClientForward(self._roots, self._suite, LANE_STREAM)
+            return self._forward_trains.seal_many(bodies, now)
+        if self._forward_singles is None:
+            self._forward_singles = ClientForward(self._roots, self._suite, LANE_DATAGRAM)
+        return self._forward_singles.seal_many(bodies, now)
+
+    def _sent(self, units: int) -> None:
+        self.counters.forward.packets += units
+
+    def _on_item(self, item: Item, now: float) -> None:
+        kind, _, data = item
+        if kind in (ItemType.IP, ItemType.OFFLOAD):
+            # An exit may only speak to the addresses that it gave this circuit.
+            if self._is_mine(data, 10 if kind == ItemType.OFFLOAD else 0):
+                self._tun.write(item)
+            else:
+                self.counters.backward.dropped += 1
+        elif kind == ItemType.ECHO_REPLY:
+            self._on_echo(self, data)
+
+    def _is_mine(self, data: bytes, offset: int) -> bool:
+        if len(data) < offset + 20:
+            return False
+        version = data[offset] >> 4
+        if version == 4:
+            return data[offset + 16 : offset + 20] == self.addresses.v4
+        return version == 6 and data[offset + 24 : offset + 40] == self.addresses.v6
+
+
+class ExitFlow(EndpointFlow):
+    """The exit's end of a circuit: the last layer, the exit's rules and the TUN."""
+
+    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_gate", "_root", "_suite")
+
+    def __init__(
+        self,
+        root: bytes,
+        suite: int,
+        lanes: LinkLanes,
+        circuit_id: int,
+        price: Price,
+        addresses: InnerAddresses,
+        tun: TunSide,
+        gate: Gatekeeper,
+        budget: MemoryBudget,
+        on_fault: Callable[[Flow, FlowFault], None],
+    ) -> None:
+        super().__init__(lanes, circuit_id, price, addresses, tun, Direction.BACKWARD, budget, on_fault)
+        self._root, self._suite = root, suite
+        self._gate = gate
+        self._forward_trains: RelayForward | None = None
+        self._forward_singles: RelayForward | None = None
+        self._backward_trains: ExitBackward | None = None
+        self._backward_singles: ExitBackward | None = None
+
+    def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send them."""
+        lane = self._forward_trains
+        if lane is None:
+            lane = self._forward_trains = RelayForward(self._root, self._suite, LANE_STREAM)
+        for packet, opened in zip(packets, lane.open_many(packets, now), strict=True):
+            units = len(packet) // UNIT
+            if opened is None or opened.command == Command.FORWARD:
+                self.counters.forward.failures += 1
+                self.fail(FlowFault.BAD_PACKETS)
+                return
+            if not self.price.meter.charge(units, self.price.wei_per_packet):
+                self.counters.forward.dropped += units
+            elif opened.command == Command.DELIVER and not self._received(opened.data, now):
+                self.counters.forward.failures += 1
+            else:
+                self.counters.forward.packets += units
+            end.consume(units, now)
+
+    def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Open single packets; unpaid ones are dropped."""
+        if not self.price.meter.charge(len(packets), self.price.wei_per_packet):
+            self.counters.forward.dropped += len(packets)
+            return
+        lane = self._forward_singles
+        if lane is None:
+            lane = self._forward_singles = RelayForward(self._root, self._suite, LANE_DATAGRAM)
+        for opened in lane.open_many(packets, now):
+            if opened is None or opened.command == Command.FORWARD:
+                self.counters.forward.failures += 1
+            elif opened.command == Command.DELIVER and not self._received(opened.data, now):
+                self.counters.forward.failures += 1
+            else:
+                self.counters.forward.packets += 1
+        if lane.broken:
+            self.fail(FlowFault.BAD_PACKETS)
+
+    def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
+        if lane == LANE_STREAM:
+            if self._backward_trains is None:
+                self._backward_trains = ExitBackward(self._root, self._suite, LANE_STREAM)
+            return self._backward_trains.seal_many(bodies, now)
+        if self._backward_singles is None:
+            self._backward_singles = ExitBackward(self._root, self._suite, LANE_DATAGRAM)
+        return self._backward_singles.seal_many(bodies, now)
+
+    def _sent(self, units: int) -> None:
+        self.counters.backward.packets += units
+
+    def _on_item(self, item: Item, now: float) -> None:
+        kind, _, data = item
+        if kind in (ItemType.IP, ItemType.OFFLOAD):
+            verdict = self._gate.inspect(data, 10 if kind == ItemType.OFFLOAD else 0, now)
+            if verdict is True:
+                self._tun.write(item)
+                return
+            self.counters.forward.dropped += 1
+            if verdict:
+                self.enqueue(Item(ItemType.IP, 0, verdict), 0, now)
+        elif kind == ItemType.ECHO_REQUEST:
+            self.enqueue(Item(ItemType.ECHO_REPLY, 0, data), 0, now)

@@ -1,0 +1,1 @@
+"""Drivers of the Python engine: trio, sockets and the TUN."""

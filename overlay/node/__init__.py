@@ -1,0 +1,1 @@
+"""The nodes: relay, exit and customer, joined from links, engine, circuits, exit and payments."""

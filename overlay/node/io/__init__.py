@@ -1,0 +1,1 @@
+"""Drivers of the nodes: processes, files, sockets."""
