@@ -317,6 +317,11 @@ class EndpointFlow(Flow):
         if self._entry_singles:
             self.end.want_singles()
 
+    @property
+    def entry_bytes(self) -> int:
+        """Inner TCP bytes that wait for the stream lane."""
+        return self._entry_trains.size_bytes
+
     def enqueue(self, item: Item, protocol: int, now: float) -> None:
         """Take one inner item into the circuit: TCP, and what fits no single packet, by train; the rest single."""
         size = item_size(item)

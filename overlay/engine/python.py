@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from overlay.links.link import Link
 
 DEFAULT_MEMORY_LIMIT_BYTES = 64 * 1024 * 1024
+ENTRY_REST_BYTES = 1024 * 1024
+"""Half of what one circuit's entry may hold; counted twice for circuits that have IPv6 as well, which only rests sooner."""
 
 
 class PythonEngine:
@@ -233,6 +235,10 @@ class PythonEngine:
         self.pump()
         if self.budget.over:
             self._free_memory()
+
+    def entry_is_full(self) -> bool:
+        """Whether a customer's TUN should rest a moment: its kernel then holds TCP back without a loss."""
+        return sum(flow.entry_bytes for flow in self._by_address.values()) > ENTRY_REST_BYTES
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,15 @@ BATCH_PACKETS = 64
 BATCH_BYTES = 512 * 1024
 
 
-async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None]) -> None:
+REST_S = 0.005
+MAX_RESTS = 4
+
+
+async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None], *, may_rest: bool) -> None:
     """Hand what the TUN gives to ``engine`` and have the links flushed, until cancelled.
+
+    ``may_rest`` (a customer's TUN): while circuits are full the TUN is left alone, up to 20 ms, so that the kernel behind it
+    holds its TCP back instead of losing packets. Not longer: one stalled circuit must not stop the others.
 
     A device that disappears (ENODEV, EBADF) ends the loop with OSError: without its TUN a node cannot go on.
     """
@@ -30,4 +37,10 @@ async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None]) -> 
                 break
             engine.on_tun_packets(raws)
             flush()
-            await trio.lowlevel.checkpoint()
+            if may_rest and engine.entry_is_full():
+                for _ in range(MAX_RESTS):
+                    await trio.sleep(REST_S)
+                    if not engine.entry_is_full():
+                        break
+            else:
+                await trio.lowlevel.checkpoint()
