@@ -128,22 +128,26 @@ class Namespace:
     async def add_addresses(self, v4: str, v6: str | None = None) -> None:
         """Make a circuit's inner addresses usable, at once, by sockets that bind to them.
 
-        Sockets bound to nothing never use them. Adding one that is there changes nothing. Raises NamespaceError when the helper refuses or is gone;
-        after a cancellation the address may or may not be there.
+        Sockets bound to nothing never use them. Adding one that is there changes nothing. Raises
+        NamespaceError when the helper refuses or is gone; after a cancellation the address may or may not
+        be there.
         """
         await self._command(_words("add", v4, v6))
 
     async def remove_addresses(self, v4: str, v6: str | None = None) -> None:
-        """Take a circuit's addresses away and abort the TCP connections that use them, so that no program waits
-        for what cannot come. Removing one that is not there changes nothing. Errors as above.
+        """Take a circuit's addresses away and abort the TCP connections that use them.
+
+        So no program waits for what cannot come. Removing one that is not there changes nothing. Errors as
+        above.
         """
         await self._command(_words("remove", v4, v6))
 
     async def set_default_source(self, v4: str | None, v6: str | None = None) -> None:
         """Choose the addresses of sockets that are bound to none (programs of `hopfare exec`).
 
-        They must have been added, and are the only ones such programs see. With None that family is refused at once (`unreachable`) for such sockets,
-        so that programs fall back to the other; bound sockets are not affected. Errors as above.
+        They must have been added, and are the only ones such programs see. With None that family is refused
+        at once (`unreachable`) for such sockets, so that programs fall back to the other; bound sockets are
+        not affected. Errors as above.
         """
         await self._command(f"source {v4 or '-'} {v6 or '-'}")
 
@@ -299,10 +303,10 @@ async def open_namespace(
 ) -> AsyncIterator[Namespace]:
     """Make the customer's namespace and its TUN, and end both on leaving, with all pooled sockets.
 
-    The TUN is up, has an MTU of `mtu` bytes, and has TCP offloads unless `offload` is false; `uso` asks for UDP
-    offloads as well. Must be called in a thread that outlives it (the kernel kills the helper with that
-    thread): trio's main thread. Lifts this process's soft limit of open descriptors towards the hard one, up
-    to 65,536. Raises NamespaceError when the system does not allow it; the message says what is missing.
+    The TUN is up, has an MTU of `mtu` bytes, and has TCP offloads unless `offload` is false; `uso` asks for
+    UDP offloads as well. Must be called in a thread that outlives it (the kernel kills the helper with that
+    thread): trio's main thread. Lifts this process's soft limit of open descriptors towards the hard one,
+    up to 65,536. Raises NamespaceError when the system does not allow it; the message says what is missing.
     Never waits longer than START_TIMEOUT_S.
     """
     _raise_descriptor_limit()
