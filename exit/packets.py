@@ -161,7 +161,7 @@ def checksum(data: bytes, start: int = 0) -> int:
     return ~partial_sum(data, start) & 0xFFFF
 
 
-def partial_sum(data: bytes | memoryview, start: int = 0) -> int:
+def partial_sum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     """Return the ones' complement sum of `data` in 16-bit big-endian words, odd length padded, plus `start`.
 
     0 stands for "all words are zero" only. The ones' complement sum of 16-bit words is the number modulo
