@@ -20,9 +20,9 @@ FORBIDDEN_PACKAGES = {
 }
 DRIVERS = ("overlay.node", "overlay.cli", "overlay.demo")
 IMPURE = {
-    "asyncio", "ctypes", "fcntl", "logging", "multiprocessing", "os", "random", "secrets", "select",
-    "selectors", "shutil", "signal", "socket", "ssl", "structlog", "subprocess", "tempfile", "threading", "time",
-    "trio", "pytun", "httpx", "rich", "click", "nacl.utils", "uuid",
+    "asyncio", "click", "ctypes", "fcntl", "logging", "multiprocessing", "os", "random", "secrets", "select",
+    "selectors", "shutil", "signal", "socket", "ssl", "structlog", "subprocess", "tempfile", "threading",
+    "time", "trio", "pytun", "httpx", "rich", "nacl.utils", "uuid",
 }  # fmt: skip
 
 # (module, what it imports): reason
