@@ -16,6 +16,7 @@ USER_ID = 65534
 PRELUDE = """
 import json, os, signal, socket, struct, subprocess, sys, time
 import trio
+from textwrap import dedent
 from exit.errors import EnvError
 from exit.io.namespace import open_namespace
 V4, V6 = "100.64.3.7", "fd68:6f70:6661::307"
