@@ -43,6 +43,11 @@ class BuildHop:
     price_wei_per_packet: int
 
 
+_ABOUT_THE_NEXT = frozenset(
+    (Refusal.NEXT_UNREACHABLE, Refusal.NEXT_REFUSED, Refusal.NEXT_SILENT, Refusal.NEXT_UNREADABLE)
+)
+
+
 class FailureKind(Enum):
     """How a build failed."""
 
@@ -177,7 +182,7 @@ class ClientBuild:
         if code is None:
             sentence = "hop 1: the link to it was lost while the circuit was being built"
         elif code == RejectCode.UNREADABLE:
-            sentence = "hop 1: it could not read the request (its onion key may be newer than the directory)"
+            sentence = "hop 1: it could not read the request (is the directory out of date?)"
         elif code == RejectCode.BUSY:
             sentence = "hop 1: it has too much to do"
         else:
@@ -201,7 +206,7 @@ class ClientBuild:
         return BuildFailed(FailureKind.GARBLED, hop, suspects, None, f"hop {hop + 1}: {what}")
 
     def _refused(self, hop: int, refusal: Refusal, text: str) -> BuildFailed:
-        onward = refusal in (Refusal.NEXT_UNREACHABLE, Refusal.NEXT_REFUSED, Refusal.NEXT_SILENT)
+        onward = refusal in _ABOUT_THE_NEXT
         suspects = tuple(i for i in (hop, hop + 1) if i < len(self._handshakes)) if onward else (hop,)
         if refusal is Refusal.NEXT_SILENT:
             suspects = tuple(range(hop, len(self._handshakes)))

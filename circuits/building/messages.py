@@ -57,6 +57,7 @@ class Refusal(IntEnum):
     UNPAID = 14
     CLOSING = 15
     INTERNAL = 16
+    NEXT_UNREADABLE = 17
 
 
 class RejectCode(IntEnum):
@@ -85,6 +86,7 @@ REFUSAL_SENTENCES: dict[Refusal, str] = {
     Refusal.UNPAID: "the payment for it or onward is missing",
     Refusal.CLOSING: "it is shutting down",
     Refusal.INTERNAL: "it had an error of its own",
+    Refusal.NEXT_UNREADABLE: "the next relay could not read the request (is the directory out of date?)",
 }
 
 

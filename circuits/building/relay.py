@@ -221,6 +221,16 @@ class RelayBuild:
         del self._pending[pending]
         return Refuse(self._refusal_records(pending.handshake, refusal, text), refusal, pending)
 
+    def handle_next_closed(self, pending: PendingBuild, code: int | None = None) -> Refuse | None:
+        """Take a Destroy of the next relay (with its code) or the loss of the link to it (None); refuse
+        accordingly.
+        """
+        if code is None:
+            return self.refuse(pending, Refusal.NEXT_UNREACHABLE, "the link was lost")
+        if code == RejectCode.UNREADABLE:
+            return self.refuse(pending, Refusal.NEXT_UNREADABLE)
+        return self.refuse(pending, Refusal.NEXT_REFUSED, f"code {code}")
+
     def forget(self, pending: PendingBuild) -> None:
         """Drop a build whose previous link is gone or destroyed it. Harmless if it is over."""
         self._pending.pop(pending, None)

@@ -48,20 +48,23 @@ class ReplayMemory:
 
     def remember(self, x: bytes, hour: int, now_hour: int) -> bool:
         """Remember `x` for a message of `hour`; False, and nothing kept, if the memory is full."""
+        if len(self) >= self._capacity:
+            self._drop_hours_before(now_hour - HOURS_EITHER_SIDE)
+            if len(self) >= self._capacity:
+                return False
         bucket = self._buckets.get(hour)
         if bucket is None:
-            for old in [h for h in self._buckets if h < now_hour - HOURS_EITHER_SIDE]:
-                if len(self._buckets) >= MAX_BUCKETS or len(self) >= self._capacity:
-                    del self._buckets[old]
             while len(self._buckets) >= MAX_BUCKETS:
                 del self._buckets[max(self._buckets, key=lambda h: abs(h - now_hour))]
-            bucket = self._buckets.setdefault(hour, _Bucket())
-        if len(self) >= self._capacity:
-            return False
+            bucket = self._buckets[hour] = _Bucket()
         shard, entry = self._locate(x)
         bucket.shards.setdefault(shard, bytearray()).extend(entry)
         bucket.entries += 1
         return True
+
+    def _drop_hours_before(self, hour: int) -> None:
+        for old in [h for h in self._buckets if h < hour]:
+            del self._buckets[old]
 
     def _locate(self, x: bytes) -> tuple[int, bytes]:
         digest = hashlib.blake2b(x, digest_size=_ENTRY_BYTES + 2, key=self._key).digest()
