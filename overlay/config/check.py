@@ -1,0 +1,85 @@
+"""Whether settings that are each fine by themselves agree, for the kind of node that is to run.
+
+Returns sentences, the configuration's names in them; an empty list means go.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from overlay.config.model import Config
+from overlay.descriptor import Address, is_usable_address
+
+
+def advertised_addresses(config: Config) -> tuple[Address, ...]:
+    """Return the addresses for the descriptor: those given, else those of `listen` that are concrete."""
+    if config.relay.advertise:
+        return config.relay.advertise
+    return tuple(address for address in config.relay.listen if is_usable_address(address.ip))
+
+
+def check_network(config: Config) -> list[str]:
+    """Check what everybody needs who uses a network: the seed list and its key."""
+    problems = []
+    if config.seed_list is None:
+        problems.append("network.seed_list is not set: name the file with the network's list of relays")
+    if config.network.seed_list_key is None:
+        problems.append("network.seed_list_key is not set: name the key that signs the seed list")
+    return problems
+
+
+def check_relay(config: Config, *, with_network: bool = True) -> list[str]:
+    """Check the settings of a relay or an exit; without a network for commands that only describe it."""
+    problems = check_network(config) if with_network else []
+    relay = config.relay
+    if not relay.listen:
+        problems.append("relay.listen is empty: a relay answers on at least one address")
+    if not advertised_addresses(config):
+        problems.append(
+            "relay.advertise is not set, and relay.listen names no single address: "
+            'say where others reach this relay, such as advertise = ["203.0.113.7:4433"]'
+        )
+    problems += [
+        f"relay.advertise: nobody can dial {address}"
+        for address in relay.advertise
+        if not is_usable_address(address.ip)
+    ]
+    if relay.onion_key_rotation_s < relay.descriptor_lifetime_s:
+        problems.append(
+            "relay.onion_key_rotation is shorter than relay.descriptor_lifetime: customers with an older "
+            "descriptor could not build circuits"
+        )
+    if relay.max_circuits_per_link > relay.max_circuits:
+        problems.append("relay.max_circuits_per_link is more than relay.max_circuits")
+    return problems
+
+
+def check_client(config: Config) -> list[str]:
+    """Check the settings of a client."""
+    problems = check_network(config)
+    client = config.client
+    if not client.socks:
+        problems.append("client.socks is empty: programs need an address to reach the proxy at")
+    for name, chosen in (("guards", client.guards), ("exits", client.exits)):
+        if chosen and set(chosen) <= set(client.exclude):
+            problems.append(f"client.exclude names every one of client.{name}")
+    if client.exit_country and client.exit_country in client.exclude_countries:
+        problems.append(
+            f"client.exclude_countries names {client.exit_country}, the exit_country that you ask for"
+        )
+    if client.circuits_ready > client.max_circuits:
+        problems.append("client.circuits_ready is more than client.max_circuits")
+    return problems
+
+
+def list_warnings(config: Config) -> list[str]:
+    """Return what is allowed but worth a warning at the start of a client."""
+    warnings = []
+    for address in config.client.socks:
+        if not ipaddress.ip_address(address.ip).is_loopback:
+            warnings.append(
+                f"client.socks = {address}: everybody who reaches this address can use your circuits"
+            )
+    if config.client.hops == 1:
+        warnings.append("client.hops = 1: the one relay knows both you and where you go")
+    return warnings

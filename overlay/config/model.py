@@ -1,0 +1,285 @@
+"""The settings: sections, names, defaults, limits and what each means.
+
+Each setting is written once, here: the default file of `hopfare init`, docs/operations/configuration.md and
+the checks all come from this table. An attribute carries its unit in its name (`rotation_s`); in the file
+the unit is part of the value and the key goes without it (``rotation = "10m"``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from exit.policy import DEFAULT_POLICY
+from overlay.config import values
+from overlay.config.values import Network, Parser
+from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET, Address
+from overlay.identity import NodeId
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the file and the user know of one setting."""
+
+    key: str
+    default: str
+    """As written in TOML."""
+    parse: Parser[object]
+    text: str
+    """What it means, for the default file and the manual."""
+
+
+def _setting(default: str, parse: Parser[T], text: str, *, key: str = "") -> T:
+    """Declare a field of a section; `default` is TOML. `key` is the name in the file, if it is another."""
+    value = parse(tomllib.loads(f"value = {default}")["value"])
+    return cast(T, field(default=cast(Any, value), metadata={"setting": (key, default, parse, text)}))
+
+
+_NAME = values.matching(
+    r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}", "at most 32 letters, digits, dots, dashes or empty"
+)
+_FILE = values.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """[node]: what every kind of node needs."""
+
+    state_dir: str = _setting(
+        '""',
+        _FILE,
+        "Folder for the identity, the onion keys, the guards and the control socket. One running node "
+        "has one folder for itself. Empty: /var/lib/hopfare for root, else ~/.local/state/hopfare.",
+    )
+    log_level: str = _setting(
+        '"info"',
+        values.choice("debug", "info", "warning", "error"),
+        "What goes to the log (standard error): debug, info, warning or error.",
+    )
+    quic: str = _setting(
+        '"qh3"',
+        values.choice("qh3", "aioquic"),
+        "QUIC library: qh3 is fast; aioquic is pure Python, ten times slower, and the reference.",
+    )
+    memory_limit_bytes: int = _setting(
+        '"128 MiB"',
+        values.size_bytes("16 MiB", "1 TiB"),
+        "Most that packets waiting in this process may take. Above it the oldest are dropped.",
+        key="memory_limit",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """[relay]: for `hopfare relay` and `hopfare exit`."""
+
+    listen: tuple[Address, ...] = _setting(
+        '["0.0.0.0:4433", "[::]:4433"]',
+        values.each(values.address, at_most=8),
+        "UDP addresses to answer on.",
+    )
+    advertise: tuple[Address, ...] = _setting(
+        "[]",
+        values.each(values.address, at_most=8),
+        "Addresses that others reach this relay at, for its descriptor. Empty: the same as listen, which "
+        "then must name the addresses one by one.",
+    )
+    price_wei_per_packet: int = _setting(
+        "0",
+        values.integer(0, MAX_PRICE_WEI_PER_PACKET),
+        "Price in wei for each packet of 1384 bytes, either way. Nothing is charged yet.",
+    )
+    payee: bytes = _setting('""', values.payee, "Account to be paid to, 0x and 40 digits. Not used yet.")
+    country: str = _setting('""', values.country, "Country of the machine, two letters. Shown to customers.")
+    family: str = _setting(
+        '""',
+        _NAME,
+        "A name for all relays that you run: no customer's path goes through two of one family.",
+    )
+    capacity_bytes_per_s: int = _setting(
+        '"0"',
+        values.rate_bytes_per_s,
+        'What you offer each way, such as "100 Mbit/s"; "0" says nothing. Customers prefer larger ones.',
+        key="capacity",
+    )
+    max_links: int = _setting("4096", values.integer(1, 1_000_000), "Most QUIC connections at a time.")
+    max_links_per_address: int = _setting(
+        "64",
+        values.integer(1, 1_000_000),
+        "Most connections from one IPv4 address or one IPv6 /64.",
+    )
+    max_circuits: int = _setting("65536", values.integer(1, 10_000_000), "Most circuits at a time.")
+    max_circuits_per_link: int = _setting(
+        "8192", values.integer(1, 1_000_000), "Most circuits through one connection."
+    )
+    descriptor_lifetime_s: float = _setting(
+        '"30d"',
+        values.duration_s("1h", "100d"),
+        "How long an exported descriptor is good for: as long as the seed list it goes into.",
+        key="descriptor_lifetime",
+    )
+    onion_key_rotation_s: float = _setting(
+        '"30d"',
+        values.duration_s("1h", "100d"),
+        "Age at which the onion key is replaced; the old one works for the same time again. At least "
+        "descriptor_lifetime, or customers of an older list could not build circuits through this relay.",
+        key="onion_key_rotation",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitConfig:
+    """[exit]: for `hopfare exit`."""
+
+    policy: str = _setting(
+        "'''\n" + DEFAULT_POLICY + "'''",
+        values.text,
+        "Where customers may connect to, in Tor's exit-policy language, first match wins; the last rule "
+        "must cover everything. Private and special ranges are refused before it and cannot be opened here.",
+    )
+    open_ports: tuple[int, ...] = _setting(
+        "[]",
+        values.each(values.integer(1, 65535), at_most=16),
+        "Ports that are closed whatever the policy says (25 and 445), and that you want it to decide about.",
+    )
+    allow_ranges: tuple[Network, ...] = _setting(
+        "[]",
+        values.each(values.network, at_most=64),
+        "Ranges of the deny list to lift, for test networks: everybody can then reach your own machines "
+        "in them.",
+    )
+    resolvers: tuple[Address, ...] = _setting(
+        "[]",
+        values.each(values.resolver, at_most=8),
+        "DNS servers to ask, by IP address. Empty: those of /etc/resolv.conf.",
+    )
+    interface: str = _setting(
+        '"hopfare0"',
+        values.matching(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", "a network interface's name of at most 15 characters"
+        ),
+        "Name of the exit's TUN interface and of its firewall table.",
+    )
+    ipv6: str = _setting(
+        '"auto"',
+        values.choice("auto", "on", "off"),
+        "Whether to carry IPv6 to the internet; auto: if the machine has a default route for it.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """[client]: for `hopfare client`."""
+
+    socks: tuple[Address, ...] = _setting(
+        '["127.0.0.1:1080"]',
+        values.each(values.address, at_most=8),
+        "Where programs reach the SOCKS5 and HTTP CONNECT proxy. Anybody who can connect to it can use it.",
+    )
+    hops: int = _setting(
+        "3",
+        values.integer(1, 4),
+        "Relays on a path, 1 to 4. With one, that relay knows both you and where you go.",
+    )
+    exit_country: str = _setting('""', values.country, "Leave in this country only, two letters. Empty: any.")
+    exits: tuple[NodeId, ...] = _setting(
+        "[]",
+        values.each(values.node, at_most=256),
+        "Leave at these nodes only, by name. Empty: any exit.",
+    )
+    guards: tuple[NodeId, ...] = _setting(
+        "[]",
+        values.each(values.node, at_most=16),
+        "Enter at these nodes only, by name. Empty: chosen at random and kept for months, which is safer.",
+    )
+    exclude: tuple[NodeId, ...] = _setting(
+        "[]", values.each(values.node, at_most=1024), "Nodes never to use, by name."
+    )
+    exclude_countries: tuple[str, ...] = _setting(
+        "[]", values.each(values.country, at_most=256), "Countries never to use a node in."
+    )
+    isolation: tuple[str, ...] = _setting(
+        '["user"]',
+        values.each(values.choice("user", "destination", "port"), at_most=3),
+        "What never shares a circuit: connections of different SOCKS user names and passwords (user), to "
+        "different hosts (destination), to different ports (port).",
+    )
+    circuits_ready: int = _setting(
+        "2", values.integer(1, 32), "Circuits kept built and measured for the next connection."
+    )
+    max_circuits: int = _setting(
+        "64",
+        values.integer(1, 1024),
+        "Most circuits at a time; bounds what isolation can ask for.",
+    )
+    rotation_s: float = _setting(
+        '"10m"',
+        values.duration_s("10s", "1d"),
+        "Age after which a circuit takes no new connections; those it has finish on it.",
+        key="rotation",
+    )
+    max_connections: int = _setting(
+        "4096", values.integer(1, 60_000), "Most connections through the proxy at a time."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """[network]: whose network this is."""
+
+    name: str = _setting(
+        '""',
+        values.matching(r"[a-z0-9][a-z0-9-]{0,31}", "at most 32 small letters, digits and dashes"),
+        "The network's name as its seed list gives it. Empty: whatever the list says.",
+    )
+    seed_list: str = _setting(
+        '""',
+        _FILE,
+        "File with the signed list of the network's relays. Read again when it changes.",
+    )
+    seed_list_key: NodeId | None = _setting(  # noqa: RUF009 - the value is immutable
+        '""',
+        values.optional(values.node),
+        "Name of the key that signs the list: 52 characters, from whoever gave you the list.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration, each value checked by itself (for their agreement: `overlay.config.check`)."""
+
+    node: NodeConfig = NodeConfig()
+    relay: RelayConfig = RelayConfig()
+    exit: ExitConfig = ExitConfig()
+    client: ClientConfig = ClientConfig()
+    network: NetworkConfig = NetworkConfig()
+    state_dir: Path = Path("/var/lib/hopfare")
+    """`node.state_dir` made absolute."""
+    seed_list: Path | None = None
+    """`network.seed_list` made absolute, against the configuration file's folder."""
+    file: Path | None = None
+    """The file it came from; None if there is none."""
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "node": NodeConfig,
+    "relay": RelayConfig,
+    "exit": ExitConfig,
+    "client": ClientConfig,
+    "network": NetworkConfig,
+}
+
+
+def list_settings(section: str) -> dict[str, tuple[str, Setting]]:
+    """Return a section's settings by key, each with its attribute's name, in their order."""
+    found = {}
+    for attribute in dataclasses.fields(SECTIONS[section]):
+        key, default, parse, text = attribute.metadata["setting"]
+        key = key or attribute.name
+        found[key] = (attribute.name, Setting(key, default, parse, text))
+    return found
