@@ -68,7 +68,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap, path.open("wb") as file:
-        tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        try:
+            tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        except PermissionError:  # in a user namespace the machine's limit holds
+            tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         tap.bind((device, _ETH_P_ALL))
         tap.setblocking(False)
         ethernet = tap.getsockname()[3] == _ARPHRD_ETHER
