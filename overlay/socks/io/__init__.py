@@ -1,0 +1,1 @@
+"""Drivers of the local proxy: listeners, connections, UDP associations, names resolved at the exit."""
