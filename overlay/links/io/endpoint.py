@@ -1,0 +1,659 @@
+"""The driver of all links of one node: sockets, trio's clock, packets to links, links to packets.
+
+One task per socket waits for readability, takes what is there, lets every link that got something hand it up, and then
+sends what all links have to send: one wake-up, one `on_batch_end`, one flush. One more task sleeps until the next timer is
+due or someone outside a batch has something to send. Everything else is synchronous.
+"""
+
+import heapq
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import inf
+from typing import Final, Literal
+
+import trio
+
+from overlay.errors import DecodeError, OverlayError
+from overlay.identity import Identity, NodeId
+from overlay.links.admission import Admission, Verdict, address_prefix
+from overlay.links.backends.base import (
+    Address,
+    Backend,
+    BackendName,
+    BackendSettings,
+    Inbox,
+    load_backend,
+)
+from overlay.links.bucket import Bucket
+from overlay.links.certificate import make_certificate
+from overlay.links.constants import ALPN, LOCAL_CID_BYTES, MIN_INITIAL_BYTES, QUIC_VERSION, CloseCode
+from overlay.links.io.udp import TooLarge, UdpSocket
+from overlay.links.limits import LinkLimits
+from overlay.links.link import Link, LinkHandler
+from overlay.links.machine import LinkMachine
+from overlay.links.packets import (
+    MIN_ORIGINAL_CID_BYTES,
+    LongHeader,
+    decode_long_header,
+    encode_version_negotiation,
+    encode_version_probe,
+)
+from overlay.links.retry import KEY_BYTES, RetryTokens
+
+Role = Literal["relay", "customer"]
+
+RECEIVES_PER_BATCH: Final = 32
+"""System calls (up to 64 KB each) before what came is handed up: bounds a batch to 2 MB."""
+PACKETS_PER_TRANSMIT: Final = 180
+"""Packets asked of one link at a time: four super-datagrams."""
+TRANSMITS_PER_FLUSH: Final = 16
+"""After so many a link waits for its next turn (4 MB)."""
+HOUSEKEEPING_S: Final = 1.0
+PROBE_AFTER_S: Final = 1.5
+"""An acceptor that has not answered for so long is asked with a small packet whether it is there at all."""
+STATELESS_ANSWERS_PER_S: Final = 200.0
+"""Retry and Version Negotiation packets."""
+LINGER_S: Final = 5.0
+MAX_LINGERING: Final = 1024
+LINGER_ANSWERS: Final = 3
+"""How often the packet that closed a link is repeated to a peer that goes on sending."""
+
+
+class DialError(OverlayError):
+    """A link could not be made. `code` is a CloseCode or the peer's; the message is a sentence for people."""
+
+    def __init__(self, address: Address, code: int, reason: str) -> None:
+        super().__init__(f"no link to {address[0]} port {address[1]}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class EndpointCounters:
+    """What happened to packets that no link was told about, and to links."""
+
+    unknown_packets: int = 0
+    dropped_handshakes: int = 0
+    retries: int = 0
+    refused_tokens: int = 0
+    version_negotiations: int = 0
+    accepted: int = 0
+    batches: int = 0
+    receives: int = 0
+    """System calls that brought something."""
+    wakeups: int = 0
+
+
+class _Dial:
+    """Someone waits for this link."""
+
+    __slots__ = ("answered_small", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answered_small = False
+
+
+@dataclass(slots=True)
+class _Lingering:
+    """The last packets of a closed link."""
+
+    packets: list[tuple[bytes, Address]]
+    until: float
+    answers: int = LINGER_ANSWERS
+
+
+class _Entry:
+    """What the endpoint knows of a link."""
+
+    __slots__ = ("cids", "dial", "prefix", "scheduled", "sock", "up")
+
+    def __init__(self, sock: "_Socket", prefix: bytes | None) -> None:
+        self.sock = sock
+        self.prefix = prefix
+        """Of an accepted link, for admission."""
+        self.cids: set[bytes] = set()
+        self.dial: _Dial | None = None
+        self.scheduled = inf
+        self.up = False
+
+
+class _Socket:
+    """A socket, and what could not be sent because its buffer was full."""
+
+    __slots__ = ("pending", "udp", "waiting")
+
+    def __init__(self, udp: UdpSocket) -> None:
+        self.udp = udp
+        self.pending: list[tuple[bytes, Address]] = []
+        self.waiting: dict[Link, None] = {}
+
+
+class Endpoint:
+    """All links of one node. Made by `open_endpoint`."""
+
+    def __init__(
+        self,
+        sockets: Sequence[UdpSocket],
+        backend: Backend,
+        identity: Identity | None,
+        handler: LinkHandler,
+        limits: LinkLimits,
+        role: Role,
+        nursery: trio.Nursery,
+    ) -> None:
+        """For `open_endpoint` only."""
+        now = trio.current_time()
+        self.counters = EndpointCounters()
+        self._sockets = [_Socket(udp) for udp in sockets]
+        self._backend = backend
+        self._identity = identity
+        self._handler = handler
+        self._limits = limits
+        self._role: Role = role
+        self._nursery = nursery
+        self._admission = Admission(limits, now)
+        self._tokens = RetryTokens(os.urandom(KEY_BYTES))
+        self._answers = Bucket(STATELESS_ANSWERS_PER_S, STATELESS_ANSWERS_PER_S, now)
+        self._links: dict[Link, _Entry] = {}
+        self._cids: dict[bytes, Link] = {}
+        self._probes: dict[bytes, _Dial] = {}
+        self._lingering: dict[bytes, _Lingering] = {}
+        self._inbox = Inbox()
+        self._dirty: dict[Link, None] = {}
+        self._ended: list[Link] = []
+        self._touched: dict[Link, None] = {}
+        self._timers: list[tuple[float, int, Link]] = []
+        self._sequence = itertools.count()
+        self._next_housekeeping = now + HOUSEKEEPING_S
+        self._busy = False
+        """Inside a batch or a flush: what gets dirty now is flushed anyway."""
+        self._scope: trio.CancelScope | None = None
+        self._wake_at = inf
+
+    # -- for the node above -------------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where the sockets are bound."""
+        return [sock.udp.address for sock in self._sockets]
+
+    @property
+    def links(self) -> list[Link]:
+        """All links, also those not up yet."""
+        return list(self._links)
+
+    async def dial(self, address: Address, expected: bytes) -> Link:
+        """Make a link to the node with identity `expected` (32 bytes) at a numeric address.
+
+        The handler's `on_link_up` has been called when this returns. Raises DialError with a sentence that says why not.
+        A cancellation closes the link.
+        """
+        if self._identity is not None and expected == self._identity.node_id:
+            raise DialError(address, CloseCode.REFUSED, "that is this node itself")
+        sock = self._socket_for(address)
+        if sock is None:
+            family = "IPv6" if ":" in address[0] else "IPv4"
+            raise DialError(address, CloseCode.REFUSED, f"this node has no {family} socket")
+        now = trio.current_time()
+        signer = self._identity if self._role == "relay" else None
+        machine = LinkMachine(
+            is_dialler=True,
+            acceptor_id=NodeId(expected),
+            signer=signer,
+            nonce=b"",
+            limits=self._limits,
+            now=now,
+        )
+        link = Link(
+            owner=self,
+            handler=self._handler,
+            connection=self._backend.dial(),
+            machine=machine,
+            limits=self._limits,
+            inbox=self._inbox,
+            is_dialler=True,
+            peer_address=address,
+            now=now,
+        )
+        entry = self._register(link, sock, None)
+        dial = entry.dial = _Dial()
+        link.connect(now)
+        probe = os.urandom(LOCAL_CID_BYTES)
+        try:
+            with trio.move_on_after(PROBE_AFTER_S):
+                await dial.done.wait()
+            if not dial.done.is_set() and link.last_receive_s == now:
+                self._probes[probe] = dial
+                packet = encode_version_probe(os.urandom(LOCAL_CID_BYTES), probe, MIN_INITIAL_BYTES)
+                self._send(sock, [(packet, address)])
+            await dial.done.wait()
+        finally:
+            self._probes.pop(probe, None)
+            if not link.is_up:
+                link.close(CloseCode.DONE, "the dialler has given up")
+        if link.end is not None:
+            code, reason = link.end.code, link.end.reason
+            if code == CloseCode.TIMEOUT and dial.answered_small:
+                code = CloseCode.PATH_TOO_SMALL
+                reason = "path MTU too small: the node answers small packets, but packets with a UDP payload of 1452 bytes are lost"
+            raise DialError(address, code, reason)
+        return link
+
+    def flush(self) -> None:
+        """Send what links have to send, now. For whoever has just sent a batch from outside of the handler's calls."""
+        if not self._busy:
+            self._busy = True
+            try:
+                self._flush(trio.current_time())
+            finally:
+                self._busy = False
+            self._reschedule()
+
+    def mark_dirty(self, link: Link) -> None:
+        """Have a link flushed: at the end of the present batch, or at once."""
+        self._dirty[link] = None
+        if not self._busy and self._wake_at > 0:
+            self._wake(0.0)
+
+    # -- for links ----------------------------------------------------------------------------------------------
+
+    def add_cid(self, link: Link, cid: bytes) -> None:
+        """Packets to this id are the link's."""
+        entry = self._links.get(link)
+        if entry is not None and cid not in self._cids:
+            self._cids[cid] = link
+            entry.cids.add(cid)
+
+    def remove_cid(self, link: Link, cid: bytes) -> None:
+        """The id is no longer in use."""
+        if self._cids.get(cid) is link:
+            del self._cids[cid]
+            self._links[link].cids.discard(cid)
+
+    def link_up(self, link: Link) -> None:
+        """A link came up."""
+        entry = self._links[link]
+        entry.up = True
+        if entry.prefix is not None:
+            self._admission.established(entry.prefix)
+        if entry.dial is not None:
+            entry.dial.done.set()
+
+    def link_ended(self, link: Link) -> None:
+        """A link has ended."""
+        self._ended.append(link)
+        self.mark_dirty(link)
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    async def run_socket(self, sock: _Socket) -> None:
+        """Read one socket for ever."""
+        receive = sock.udp.receive
+        while True:
+            await trio.lowlevel.wait_readable(sock.udp.socket)
+            now = trio.current_time()
+            self._busy = True
+            try:
+                for _ in range(RECEIVES_PER_BATCH):
+                    received = receive()
+                    if received is None:
+                        break
+                    self._feed(sock, *received, now)
+                self._finish_batch(now)
+            finally:
+                self._busy = False
+            self._reschedule()
+
+    async def run_timers(self) -> None:
+        """Serve timers and wake-ups for ever."""
+        while True:
+            with trio.CancelScope(deadline=self._wake_at) as self._scope:
+                await trio.sleep_forever()
+            self.counters.wakeups += 1
+            now = trio.current_time()
+            self._busy = True
+            try:
+                self._expire(now)
+                self._finish_batch(now)
+            finally:
+                self._busy = False
+            self._reschedule()
+
+    async def _run_writer(self, sock: _Socket) -> None:
+        while sock.pending:
+            await trio.lowlevel.wait_writable(sock.udp.socket)
+            pending, sock.pending = sock.pending, []
+            self._send(sock, pending, from_writer=True)
+        waiting, sock.waiting = sock.waiting, {}
+        self._dirty.update(waiting)
+        self.flush()
+
+    def close(self) -> None:
+        """Close all links and send their last packets."""
+        for link in list(self._links):
+            link.close(CloseCode.SHUTDOWN, "the node stops")
+        self.flush()
+        for sock in self._sockets:
+            sock.udp.close()
+
+    # -- coming in ----------------------------------------------------------------------------------------------
+
+    def _feed(self, sock: _Socket, data: bytes, size: int, address: Address, now: float) -> None:
+        if not data:
+            return
+        self.counters.receives += 1
+        if data[0] & 0x80 == 0:
+            cid = data[1 : 1 + LOCAL_CID_BYTES]
+            link = self._cids.get(cid)
+            if link is not None:
+                total = len(data)
+                # Datagrams of two links between the same two sockets can come in one buffer.
+                if total <= size or all(
+                    [data[at + 1 : at + 9] == cid for at in range(size, total, size)]  # noqa: C419 (faster)
+                ):
+                    self._touched[link] = None
+                    link.receive(data, size, address, now)
+                    return
+        for at in range(0, len(data), size):
+            self._feed_one(sock, data[at : at + size], address, now)
+
+    def _feed_one(self, sock: _Socket, datagram: bytes, address: Address, now: float) -> None:
+        if datagram[0] & 0x80 == 0:
+            cid = datagram[1 : 1 + LOCAL_CID_BYTES]
+            link = self._cids.get(cid)
+            header = None
+        else:
+            try:
+                header = decode_long_header(datagram)
+            except DecodeError:
+                self.counters.unknown_packets += 1
+                return
+            cid = header.destination_cid
+            link = self._cids.get(cid)
+        if link is not None:
+            entry = self._links[link]
+            entry.sock = sock
+            self._touched[link] = None
+            link.receive(datagram, len(datagram), address, now)
+        elif cid in self._lingering:
+            self._repeat_close(sock, self._lingering[cid], now)
+        elif header is not None:
+            self._unknown(sock, header, datagram, address, now)
+        else:
+            self.counters.unknown_packets += 1
+
+    def _unknown(
+        self, sock: _Socket, header: LongHeader, datagram: bytes, address: Address, now: float
+    ) -> None:
+        counters = self.counters
+        if header.version == 0:
+            dial = self._probes.get(header.destination_cid)
+            if dial is not None:
+                dial.answered_small = True
+                return
+        if self._role != "relay" or len(datagram) < MIN_INITIAL_BYTES or header.version == 0:
+            counters.unknown_packets += 1
+            return
+        if header.version != QUIC_VERSION:
+            if self._answers.take(1, now):
+                counters.version_negotiations += 1
+                self._send(sock, [(encode_version_negotiation(header, os.urandom(1)[0]), address)])
+            return
+        if not header.is_initial or len(header.destination_cid) < MIN_ORIGINAL_CID_BYTES:
+            counters.unknown_packets += 1
+            return
+        self._initial(sock, header, datagram, address, now)
+
+    def _initial(
+        self, sock: _Socket, header: LongHeader, datagram: bytes, address: Address, now: float
+    ) -> None:
+        counters = self.counters
+        original_cid, retry_cid = header.destination_cid, None
+        if header.token:
+            try:
+                original_cid = self._tokens.decode_token(header.token, address, header.destination_cid, now)
+            except DecodeError:
+                counters.refused_tokens += 1
+                return
+            retry_cid = header.destination_cid
+        prefix = address_prefix(address[0])
+        verdict = self._admission.decide(prefix, retry_cid is not None, now)
+        if verdict is Verdict.DROP or (verdict is Verdict.RETRY and not self._answers.take(1, now)):
+            counters.dropped_handshakes += 1
+            return
+        if verdict is Verdict.RETRY:
+            counters.retries += 1
+            source_cid = os.urandom(LOCAL_CID_BYTES)
+            token = self._tokens.create(address, original_cid, source_cid, os.urandom(12), now)
+            packet = self._backend.encode_retry(source_cid, header.source_cid, original_cid, token)
+            self._send(sock, [(packet, address)])
+            return
+        self._accept(sock, header, datagram, address, original_cid, retry_cid, verdict, now)
+
+    def _accept(
+        self,
+        sock: _Socket,
+        header: LongHeader,
+        datagram: bytes,
+        address: Address,
+        original_cid: bytes,
+        retry_cid: bytes | None,
+        verdict: Verdict,
+        now: float,
+    ) -> None:
+        assert self._identity is not None
+        machine = LinkMachine(
+            is_dialler=False,
+            acceptor_id=self._identity.node_id,
+            signer=None,
+            nonce=os.urandom(32),
+            limits=self._limits,
+            now=now,
+            refusal="this node has as many links as it takes" if verdict is Verdict.REFUSE else None,
+        )
+        link = Link(
+            owner=self,
+            handler=self._handler,
+            connection=self._backend.accept(original_cid, retry_cid),
+            machine=machine,
+            limits=self._limits,
+            inbox=self._inbox,
+            is_dialler=False,
+            peer_address=address,
+            now=now,
+        )
+        prefix = address_prefix(address[0])
+        self._admission.opened(prefix)
+        self.counters.accepted += 1
+        self._register(link, sock, prefix)
+        self.add_cid(link, header.destination_cid)
+        self._touched[link] = None
+        link.receive(datagram, len(datagram), address, now)
+        if not link.is_authentic:
+            # Noise in the shape of an Initial: it must not hold a place for the whole handshake time.
+            link.fail(CloseCode.PROTOCOL, "an Initial that cannot be opened")
+
+    def _finish_batch(self, now: float) -> None:
+        touched, self._touched = self._touched, {}
+        for link in touched:
+            link.process(now)
+            link.notify_writable()
+        self.counters.batches += 1
+        self._handler.on_batch_end()
+        self._flush(now)
+
+    # -- going out ----------------------------------------------------------------------------------------------
+
+    def _flush(self, now: float) -> None:
+        dirty, self._dirty = self._dirty, {}
+        again: list[Link] = []
+        while dirty or self._ended:
+            for link in dirty:
+                if link in self._links and not self._flush_link(link, now):
+                    again.append(link)
+            ended, self._ended = self._ended, []
+            for link in ended:
+                self._flush_link(link, now)
+                self._forget(link, now)
+            dirty, self._dirty = self._dirty, {}
+        for link in again:
+            self._dirty[link] = None
+
+    def _flush_link(self, link: Link, now: float) -> bool:
+        """Send what a link has; False when it has more than its turn allows."""
+        entry = self._links[link]
+        sock = entry.sock
+        for _ in range(TRANSMITS_PER_FLUSH):
+            if sock.pending:
+                sock.waiting[link] = None
+                break
+            packets = link.transmit(now, PACKETS_PER_TRANSMIT)
+            if not packets:
+                break
+            address = packets[-1][1]
+            if address != link.peer_address:
+                link.peer_address = address
+            try:
+                self._send(sock, packets)
+            except TooLarge as error:
+                link.fail(CloseCode.PATH_TOO_SMALL, f"path MTU too small: {error}")
+            link.notify_writable()
+            if len(packets) < PACKETS_PER_TRANSMIT and link not in self._dirty:
+                break
+            self._dirty.pop(link, None)
+        else:
+            return False
+        deadline = link.next_timeout()
+        if deadline is not None and deadline < entry.scheduled:
+            entry.scheduled = deadline
+            heapq.heappush(self._timers, (deadline, next(self._sequence), link))
+        return True
+
+    def _send(self, sock: _Socket, packets: list[tuple[bytes, Address]], from_writer: bool = False) -> None:
+        if sock.pending:
+            if len(sock.pending) < PACKETS_PER_TRANSMIT:
+                sock.pending += packets
+            return
+        sent = sock.udp.send(packets)
+        if sent < len(packets):
+            sock.pending = packets[sent:]
+            if not from_writer:
+                self._nursery.start_soon(self._run_writer, sock)
+
+    def _repeat_close(self, sock: _Socket, lingering: _Lingering, now: float) -> None:
+        if lingering.answers > 0 and now < lingering.until:
+            lingering.answers -= 1
+            self._send(sock, lingering.packets)
+
+    # -- links and timers ---------------------------------------------------------------------------------------
+
+    def _register(self, link: Link, sock: _Socket, prefix: bytes | None) -> _Entry:
+        entry = self._links[link] = _Entry(sock, prefix)
+        for cid in link.cids:
+            self.add_cid(link, cid)
+        return entry
+
+    def _forget(self, link: Link, now: float) -> None:
+        entry = self._links.pop(link)
+        self._dirty.pop(link, None)
+        entry.sock.waiting.pop(link, None)
+        for cid in entry.cids:
+            self._cids.pop(cid, None)
+        if link.last_packets:
+            if len(self._lingering) >= MAX_LINGERING:
+                self._lingering.clear()
+            lingering = _Lingering(link.last_packets, now + LINGER_S)
+            for cid in entry.cids:
+                self._lingering[cid] = lingering
+        if entry.prefix is not None:
+            (self._admission.closed if entry.up else self._admission.abandoned)(entry.prefix)
+        link.report_end()
+        if entry.dial is not None:
+            entry.dial.done.set()
+
+    def _expire(self, now: float) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            deadline, _, link = heapq.heappop(timers)
+            entry = self._links.get(link)
+            if entry is None or entry.scheduled != deadline:
+                continue
+            entry.scheduled = inf
+            link.handle_timeout(now)
+            self._dirty[link] = None
+        if now >= self._next_housekeeping:
+            self._next_housekeeping = now + HOUSEKEEPING_S
+            for link in list(self._links):
+                link.housekeeping(now)
+            if self._lingering:
+                self._lingering = {cid: entry for cid, entry in self._lingering.items() if entry.until > now}
+
+    def _reschedule(self) -> None:
+        """Set the timer task's alarm to the next thing that is due."""
+        wake_at = inf
+        if self._dirty:
+            wake_at = 0.0
+        else:
+            if self._timers:
+                wake_at = self._timers[0][0]
+            if self._links or self._lingering:
+                wake_at = min(wake_at, self._next_housekeeping)
+        if wake_at != self._wake_at:
+            self._wake(wake_at)
+
+    def _wake(self, at: float) -> None:
+        self._wake_at = at
+        if self._scope is not None:
+            self._scope.deadline = at
+
+    def _socket_for(self, address: Address) -> _Socket | None:
+        is_ipv6 = ":" in address[0]
+        return next((sock for sock in self._sockets if sock.udp.is_ipv6 == is_ipv6), None)
+
+
+@asynccontextmanager
+async def open_endpoint(
+    addresses: Address | Sequence[Address],
+    identity: Identity | None,
+    handler: LinkHandler,
+    *,
+    backend: BackendName = "qh3",
+    limits: LinkLimits | None = None,
+    role: Role = "relay",
+    alpn: str = ALPN,
+) -> AsyncIterator[Endpoint]:
+    """Bind sockets and drive links until the block is left, which closes all links.
+
+    `addresses` is one numeric (host, port) or several, at most one per family; port 0 takes a free one. A relay accepts
+    links and proves its identity when it dials; a customer does neither and needs no identity. Raises OSError when an
+    address cannot be bound, ValueError for a relay without an identity or an unknown back end.
+    """
+    if role == "relay" and identity is None:
+        raise ValueError("a relay needs an identity")
+    limits = limits or LinkLimits()
+    certificate, key = (
+        (None, None) if identity is None or role != "relay" else make_certificate(identity.seed)
+    )
+    library = load_backend(backend, BackendSettings(certificate, key, limits.idle_timeout_s, alpn))
+    pairs = [addresses] if isinstance(addresses, tuple) and isinstance(addresses[0], str) else addresses
+    sockets: list[UdpSocket] = []
+    try:
+        for host, port in pairs:  # type: ignore[misc]
+            sockets.append(UdpSocket(host, port))
+        async with trio.open_nursery() as nursery:
+            endpoint = Endpoint(sockets, library, identity, handler, limits, role, nursery)
+            for sock in endpoint._sockets:
+                nursery.start_soon(endpoint.run_socket, sock)
+            nursery.start_soon(endpoint.run_timers)
+            try:
+                yield endpoint
+            finally:
+                endpoint.close()
+                nursery.cancel_scope.cancel()
+    finally:
+        for udp in sockets:
+            udp.close()
