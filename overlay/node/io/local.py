@@ -68,7 +68,7 @@ def lock_state(state_dir: Path) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
             raise AlreadyRunningError(
                 f"another hopfare{f' (process {holder})' if holder.isdigit() else ''} is running with the "
-                f"state folder {state_dir}: stop it with `hopfare stop`, or give this one a state_dir of its own"
+                f"state folder {state_dir}: stop it with `hopfare stop`, or give this one its own state_dir"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
