@@ -61,7 +61,7 @@ def _ratchet(chain: bytes, steps: int) -> bytes:
 class EpochKeys:
     """The ciphers of one epoch, each made at its first use, and what was received in it."""
 
-    __slots__ = ("_aead", "_chain", "_stream", "_suite", "_window", "epoch")
+    __slots__ = ("_aead", "_chain", "_stream", "_suite", "epoch", "window")
 
     def __init__(self, suite: Suite, chain: bytes, epoch: int) -> None:
         """`chain` is the chain key of `epoch`."""
@@ -70,7 +70,8 @@ class EpochKeys:
         self._chain = chain
         self._aead: Aead | None = None
         self._stream: CipherContext | None = None
-        self._window: ReplayWindow | None = None
+        self.window = ReplayWindow(epoch << EPOCH_BITS)
+        """The counters of this epoch that were accepted."""
 
     def __repr__(self) -> str:
         """Show the epoch, no key."""
@@ -89,13 +90,6 @@ class EpochKeys:
         if self._stream is None:
             self._stream = self._suite.new_stream(expand(self._chain, "keys", 2 * KEY_BYTES)[KEY_BYTES:])
         return self._stream
-
-    @property
-    def window(self) -> ReplayWindow:
-        """The counters of this epoch that were accepted."""
-        if self._window is None:
-            self._window = ReplayWindow(self.epoch << EPOCH_BITS)
-        return self._window
 
     def following(self, steps: int) -> EpochKeys:
         """The keys `steps` epochs on."""
@@ -167,10 +161,12 @@ class ReceiveChain:
 
     def find(self, counter: int) -> EpochKeys | None:
         """The keys for `counter`; None when it is too old, or more than EPOCHS_AHEAD epochs ahead."""
+        current = self.current
+        return current if counter >> EPOCH_BITS == current.epoch else self._find_other(counter)
+
+    def _find_other(self, counter: int) -> EpochKeys | None:
         epoch = counter >> EPOCH_BITS
         current = self.current
-        if epoch == current.epoch:
-            return current
         if epoch < current.epoch:
             previous = self._previous
             return previous if previous is not None and previous.epoch == epoch else None
@@ -207,8 +203,13 @@ class WindowReceiveChain(ReceiveChain):
 
     def find(self, counter: int) -> EpochKeys | None:
         """As in ReceiveChain; None also when `counter` was accepted before or is older than the window."""
-        keys = super().find(counter)
-        return keys if keys is not None and keys.window.is_fresh(counter) else None
+        keys: EpochKeys | None = self.current
+        if counter >> EPOCH_BITS != self.current.epoch:
+            keys = self._find_other(counter)
+        if keys is None:
+            return None
+        window = keys.window
+        return keys if counter > window.highest or window.is_fresh(counter) else None
 
     def accept(self, counter: int, keys: EpochKeys, now: float) -> None:
         """Mark `counter`; erase the previous epoch's keys also when the window has left that epoch."""

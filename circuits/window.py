@@ -1,7 +1,7 @@
 """The replay window: which of the last WINDOW counters were accepted (docs/protocol/onion.md, "Replay").
 
-One ring of bits per epoch, about 1 KB. A counter is marked only after its packet proved authentic, so that a
-forgery can neither use a counter up nor move the window.
+One ring of bits per epoch, about 1 KB once a packet came. A counter is marked only after its packet proved
+authentic, so that a forgery can neither use a counter up nor move the window.
 """
 
 from circuits.params import WINDOW
@@ -11,19 +11,20 @@ _RING_BYTES = WINDOW // 8 + 1
 
 
 class ReplayWindow:
-    """Accepts each counter from `first` on once, and none that is WINDOW or more below the highest one
-    marked."""
+    """Accepts each counter from `first` on once, and none that is WINDOW or more below the highest marked."""
 
     __slots__ = ("_ring", "highest")
 
     def __init__(self, first: int) -> None:
-        """`first`: the lowest counter that will ever be asked for."""
+        """`first`, a multiple of 8: the lowest counter that will ever be asked for."""
+        if first % 8:
+            raise ValueError(f"a window starts at a multiple of 8, not at {first}")
         self.highest = first - 1
-        """Highest counter marked, `first - 1` before any."""
-        self._ring = bytearray(_RING_BYTES)
+        """Highest counter marked; `first - 1` before any."""
+        self._ring = bytearray()
 
     def is_fresh(self, counter: int) -> bool:
-        """Whether `counter` may still be accepted. The caller sees to it that it is not below `first`."""
+        """Whether `counter`, `first` or more, may still be accepted."""
         highest = self.highest
         if counter > highest:
             return True
@@ -33,15 +34,19 @@ class ReplayWindow:
 
     def mark(self, counter: int) -> None:
         """Note a fresh counter as used and move the window up to it."""
-        ring = self._ring
-        highest = self.highest
         place = counter >> 3
-        if counter > highest:
-            gap = place - (highest >> 3)
-            if gap >= _RING_BYTES:
-                ring[:] = bytes(_RING_BYTES)
-            elif gap:
-                for passed in range(place - gap + 1, place + 1):
-                    ring[passed % _RING_BYTES] = 0
+        if counter > self.highest:
+            passed = place - (self.highest >> 3)
+            if passed:
+                self._clear(place, passed)
             self.highest = counter
-        ring[place % _RING_BYTES] |= 1 << (counter & 7)
+        self._ring[place % _RING_BYTES] |= 1 << (counter & 7)
+
+    def _clear(self, place: int, passed: int) -> None:
+        """Forget the `passed` bytes up to `place`: counters a whole ring below are leaving the window."""
+        ring = self._ring
+        if not ring or passed >= _RING_BYTES:
+            ring[:] = bytes(_RING_BYTES)
+            return
+        for index in range(place - passed + 1, place + 1):
+            ring[index % _RING_BYTES] = 0

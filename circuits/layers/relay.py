@@ -8,7 +8,6 @@ loops are flat because a call costs as much as a tenth of a packet's encryption.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
@@ -32,7 +31,8 @@ from circuits.suites import AEAD_NONCE_SHIFT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_HEAD = struct.Struct("<Q")
+# An enum's member looked up by name costs as much as a packet's nonce.
+_FORWARD, _DELIVER, _DROP = Command.FORWARD, Command.DELIVER, Command.DROP
 _COUNTER_MASK = COUNTER_LIMIT - 1
 _TAG_AT = COUNTER_FIELD_BYTES + 1
 _ZERO_SLOT = bytes(SLOT_BYTES)
@@ -58,7 +58,7 @@ class RelayForward(Lane):
         out: list[Opened | None] = []
         chain = self._chain
         chain.expire(now)
-        sizes, shift, join = self._sizes, self._suite.stream_shift, b"".join
+        sizes, shift, join, from_bytes = self._sizes, self._suite.stream_shift, b"".join, int.from_bytes
         used: EpochKeys | None = None
         for packet in packets:
             if self.broken:
@@ -68,7 +68,8 @@ class RelayForward(Lane):
                 self._fail()
                 out.append(None)
                 continue
-            counter = _HEAD.unpack_from(packet)[0] & _COUNTER_MASK
+            head = packet[:_TAG_AT]
+            counter = from_bytes(head, "little") & _COUNTER_MASK
             keys = chain.find(counter)
             if keys is None:
                 self._refuse(chain, counter)
@@ -78,12 +79,12 @@ class RelayForward(Lane):
                 used, decrypt = keys, keys.aead.decrypt
                 reset, update = keys.stream.reset_nonce, keys.stream.update
             rest = packet[SLOT_BYTES:FORWARD_HEADER_BYTES]
+            if len(packet) == UNIT:
+                sealed = packet[FORWARD_HEADER_BYTES:] + packet[_TAG_AT:SLOT_BYTES]
+            else:  # one copy of a train, not two
+                sealed = join((memoryview(packet)[FORWARD_HEADER_BYTES:], packet[_TAG_AT:SLOT_BYTES]))
             try:
-                body = decrypt(
-                    (counter << AEAD_NONCE_SHIFT).to_bytes(12, "little"),
-                    join((memoryview(packet)[FORWARD_HEADER_BYTES:], packet[_TAG_AT:SLOT_BYTES])),
-                    packet[:_TAG_AT] + rest,
-                )
+                body = decrypt((counter << AEAD_NONCE_SHIFT).to_bytes(12, "little"), sealed, head + rest)
             except InvalidTag:
                 self._fail()
                 out.append(None)
@@ -91,14 +92,14 @@ class RelayForward(Lane):
             chain.accept(counter, keys, now)
             reset((counter << shift).to_bytes(16, "little"))
             # The command's byte rides behind the header through the same call.
-            header = update(join((rest, _ZERO_SLOT, packet[COUNTER_FIELD_BYTES:_TAG_AT])))
+            header = update(join((rest, _ZERO_SLOT, head[COUNTER_FIELD_BYTES:])))
             command = header[FORWARD_HEADER_BYTES]
-            if command == Command.FORWARD:
-                out.append(Opened(Command.FORWARD, join((header[:FORWARD_HEADER_BYTES], body))))
-            elif command == Command.DELIVER:
-                out.append(Opened(Command.DELIVER, body))
-            elif command == Command.DROP:
-                out.append(Opened(Command.DROP, b""))
+            if command == _FORWARD:
+                out.append(Opened(_FORWARD, join((header[:FORWARD_HEADER_BYTES], body))))
+            elif command == _DELIVER:
+                out.append(Opened(_DELIVER, body))
+            elif command == _DROP:
+                out.append(Opened(_DROP, b""))
             else:
                 self._fail()
                 out.append(None)
