@@ -1,10 +1,11 @@
 """Control messages between neighbours: their types, limits and codec.
 
-Owns the encoding of everything that travels on a link's control stream. It does not frame messages on the stream
-(`overlay.links.framing`), nor does it know what a message makes a node do. Byte tables: docs/protocol/links.md.
+Owns the encoding of everything that travels on a link's control stream. It does not frame messages on the
+stream (`overlay.links.framing`), nor does it know what a message makes a node do. Byte tables:
+docs/protocol/links.md.
 
-A message is one MessagePack array whose first element is its tag. Tags below 16 belong to the link itself and are
-consumed by `overlay.links`; all others are handed up as bytes and decoded by whoever owns circuits.
+A message is one MessagePack array whose first element is its tag. Tags below 16 belong to the link itself and
+are consumed by `overlay.links`; all others are handed up as bytes and decoded by whoever owns circuits.
 """
 
 from typing import Annotated, Final
@@ -116,7 +117,8 @@ _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message, st
 def encode_control(message: Message) -> bytes:
     """Encode one message, at most MAX_MESSAGE_BYTES long.
 
-    Raises ValueError when a field is outside its limits: that is a fault of ours, found before the peer finds it.
+    Raises ValueError when a field is outside its limits: that is a fault of ours, found before the peer finds
+    it.
     """
     raw = _ENCODER.encode(message)
     try:
@@ -129,8 +131,8 @@ def encode_control(message: Message) -> bytes:
 def decode_control(raw: bytes) -> Message:
     """Decode exactly one message from 1 to MAX_MESSAGE_BYTES bytes of a peer.
 
-    Raises DecodeError for anything else: unknown tag, missing or additional fields, a value out of its range, bytes
-    after the end.
+    Raises DecodeError for anything else: unknown tag, missing or additional fields, a value out of its range,
+    bytes after the end.
     """
     if not 0 < len(raw) <= MAX_MESSAGE_BYTES:
         raise DecodeError(f"a control message has {len(raw)} bytes; allowed are 1 to {MAX_MESSAGE_BYTES}")

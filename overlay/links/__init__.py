@@ -1,4 +1,6 @@
-"""QUIC links between neighbours: certificates, control stream, two QUIC back ends behind one adapter, admission.
+"""QUIC links between neighbours: certificates, control stream, two QUIC back ends behind one adapter,
+admission.
 
-Pure code here and in `backends/` is given the time; sockets and trio are in `io/`. Wire format: docs/protocol/links.md.
+Pure code here and in `backends/` is given the time; sockets and trio are in `io/`. Wire format:
+docs/protocol/links.md.
 """

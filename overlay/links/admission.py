@@ -1,7 +1,7 @@
 """Who may begin a link: bounds on handshakes and links, per address and in all, and when a Retry is due.
 
-Pure: the endpoint tells what happens and asks what to do with an Initial of an unknown dialler. Addresses are kept as a
-prefix: an IPv4 address, or an IPv6 /64, since a single customer has all of it.
+Pure: the endpoint tells what happens and asks what to do with an Initial of an unknown dialler. Addresses are
+kept as a prefix: an IPv4 address, or an IPv6 /64, since a single customer has all of it.
 """
 
 import ipaddress
@@ -28,7 +28,8 @@ class Verdict(Enum):
 
 
 def address_prefix(host: str) -> bytes:
-    """Return what limits per address count by: 4 bytes of IPv4 or the first 8 of IPv6, mapped IPv4 being IPv4.
+    """Return what limits per address count by: 4 bytes of IPv4 or the first 8 of IPv6, mapped IPv4 being
+    IPv4.
 
     Raises ValueError for text that is not an address.
     """
@@ -44,6 +45,7 @@ class Admission:
     __slots__ = ("_all", "_buckets", "_half_open", "_half_open_by", "_limits", "_links", "_links_by")
 
     def __init__(self, limits: LinkLimits, now: float) -> None:
+        """Begin with no link."""
         self._limits = limits
         self._half_open = 0
         self._half_open_by: Counter[bytes] = Counter()
@@ -63,7 +65,9 @@ class Admission:
         return self._links
 
     def decide(self, prefix: bytes, has_token: bool, now: float) -> Verdict:
-        """Judge an Initial from `prefix`; `has_token` says that its address is proven. ACCEPT and REFUSE take from the rates."""
+        """Judge an Initial from `prefix`; `has_token` says that its address is proven. ACCEPT and REFUSE take
+        from the rates.
+        """
         limits = self._limits
         if self._half_open >= limits.max_half_open:
             return Verdict.DROP

@@ -7,6 +7,7 @@ class Bucket:
     __slots__ = ("_burst", "_last", "_level", "_rate")
 
     def __init__(self, rate_per_s: float, burst: float, now: float) -> None:
+        """Begin full."""
         self._rate = rate_per_s
         self._burst = burst
         self._level = burst

@@ -1,8 +1,8 @@
 """Self-signed certificates whose key is a node's identity, and reading that key out of a peer's certificate.
 
-The certificate says nothing but the key: fixed name, fixed dates, so that a node's certificate is always the same.
-Nobody checks its signature or dates. What counts is that TLS proves possession of the key, and that the dialler
-compares the key with the identity it wants.
+The certificate says nothing but the key: fixed name, fixed dates, so that a node's certificate is always the
+same. Nobody checks its signature or dates. What counts is that TLS proves possession of the key, and that the
+dialler compares the key with the identity it wants.
 """
 
 import datetime
@@ -23,7 +23,8 @@ MAX_CERTIFICATE_BYTES: Final = 4096
 
 
 def make_certificate(seed: bytes) -> tuple[bytes, bytes]:
-    """Make the certificate of the Ed25519 key with this 32-byte seed; return it and its private key, both PEM.
+    """Make the certificate of the Ed25519 key with this 32-byte seed; return it and its private key, both
+    PEM.
 
     Raises ValueError for a seed of another length. The second value is secret.
     """
@@ -47,7 +48,7 @@ def make_certificate(seed: bytes) -> tuple[bytes, bytes]:
 
 
 def decode_certificate_key(der: bytes) -> bytes:
-    """Return the 32-byte Ed25519 public key of a peer's DER certificate. Raises DecodeError if it has none."""
+    """Return the 32-byte Ed25519 public key of a peer's DER certificate. Raises DecodeError without one."""
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise DecodeError("the certificate is too long")
     try:

@@ -1,4 +1,6 @@
-"""Sizes, names and close codes that both ends of a link must agree on. docs/protocol/links.md says how they follow."""
+"""Sizes, names and close codes that both ends of a link must agree on. docs/protocol/links.md says how they
+follow.
+"""
 
 from enum import IntEnum
 from typing import Final
@@ -18,7 +20,9 @@ LINK_FRAME: Final = 1388
 """Bytes of one DATAGRAM frame's content: circuit id (4) and one onion packet (1384)."""
 
 DATAGRAM_PACKET: Final = 1424
-"""Most bytes of the QUIC packet that carries one link frame: 1 + 8 (id) + 4 (number) + 3 (frame head) + 1388 + 16, rounded up."""
+"""Most bytes of the QUIC packet that carries one link frame: 1 + 8 (id) + 4 (number) + 3 (frame head) + 1388
++ 16, rounded up.
+"""
 
 MIN_INITIAL_BYTES: Final = 1200
 """RFC 9000 section 14.1: a shorter datagram with an Initial packet is dropped."""
@@ -28,14 +32,16 @@ CONTROL_STREAM: Final = 0
 """The dialler's first bidirectional stream."""
 
 PADDING_BYTES: Final = 2 * UDP_PAYLOAD
-"""Padding of Hello, Welcome, Ping and Pong: a stream this long fills at least one packet of UDP_PAYLOAD bytes."""
+"""Padding of Hello, Welcome, Ping and Pong: a stream this long fills at least one packet of UDP_PAYLOAD
+bytes.
+"""
 
 IDENTIFY_CONTEXT: Final = b"link"
 """Domain of the signature in Identify, see `overlay.identity`."""
 
 
 class CloseCode(IntEnum):
-    """Application error codes of CONNECTION_CLOSE; 0 to 15 are the link's, more are free for the node above."""
+    """Application error codes of CONNECTION_CLOSE; 0 to 15 are the link's, others free for the node above."""
 
     DONE = 0
     """Closed in good order."""

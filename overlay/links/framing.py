@@ -1,4 +1,4 @@
-"""Control messages on the control stream: `length (2, big-endian) | message`, length 1 to MAX_MESSAGE_BYTES."""
+"""Control messages on the control stream: `length (2, big-endian) | message` of 1 to MAX_MESSAGE_BYTES."""
 
 from overlay.errors import DecodeError
 from overlay.messages import MAX_MESSAGE_BYTES
@@ -17,6 +17,7 @@ class ControlReader:
     __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
+        """Begin at the start of a stream."""
         self._buffer = bytearray()
 
     def decode_control_frames(self, data: bytes) -> list[bytes]:

@@ -12,7 +12,9 @@ class LinkLimits:
     idle_timeout_s: float = 60.0
     """QUIC closes a link that nothing was received on for so long; the dialler's keep-alive prevents it."""
     keepalive_s: float = 15.0
-    """The dialler sends a padded Ping this often: shorter than the 30 s after which the first NATs forget (RFC 4787)."""
+    """The dialler sends a padded Ping this often: shorter than the 30 s after which the first NATs forget
+    (RFC 4787).
+    """
     answer_timeout_s: float = 10.0
     """A Ping without Pong, or data without any packet in answer, for so long means that the link is dead."""
 

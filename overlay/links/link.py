@@ -1,15 +1,15 @@
 """One link: a QUIC connection, its control machine and the handler above, joined.
 
-No sockets, no clock: an owner (`overlay.links.io.endpoint`) gives received buffers and the time, and sends what `transmit`
-returns. The handler is called synchronously, in this order within a batch: up, control messages, datagrams, streams,
-resets; `on_link_closed` comes last and once, and only for a link that was up.
+No sockets, no clock: an owner (`overlay.links.io.endpoint`) gives received buffers and the time, and sends
+what `transmit` returns. The handler is called synchronously, in this order within a batch: up, control
+messages, datagrams, streams, resets; `on_link_closed` comes last and once, and only for a link that was up.
 """
 
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from overlay.errors import DecodeError
-from overlay.links.backends.base import Address, Closed, Connection, ConnectionFault, Inbox
+from overlay.links.backends.base import Address, Closed, Connection, Inbox, QuicFaultError
 from overlay.links.constants import CONTROL_STREAM, LINK_FRAME, CloseCode
 from overlay.links.framing import encode_control_frame
 from overlay.links.limits import LinkLimits
@@ -37,7 +37,9 @@ class LinkHandler(Protocol):
         """Frames of LINK_FRAME bytes, in order of arrival."""
 
     def on_stream(self, link: "Link", stream_id: int, chunks: list[bytes], fin: bool) -> None:
-        """Bytes of one of the peer's unidirectional streams, in order; `chunks` may be empty when `fin` is set."""
+        """Bytes of one of the peer's unidirectional streams, in order; `chunks` may be empty when `fin` is
+        set.
+        """
 
     def on_stream_reset(self, link: "Link", stream_id: int, code: int) -> None:
         """The peer gave up its stream, or does not want ours any more: the id tells which."""
@@ -148,7 +150,8 @@ class Link:
         self._sent_before = 0
         self._lost_before = 0
 
-    # -- for the node above -------------------------------------------------------------------------------------
+    # -- for the node above
+    # -------------------------------------------------------------------------------------
 
     @property
     def rtt_s(self) -> float:
@@ -198,7 +201,9 @@ class Link:
         return room
 
     def open_stream(self) -> int:
-        """Return the id of a new unidirectional stream. Raises StreamLimit if the peer allows no more at present."""
+        """Return the id of a new unidirectional stream. Raises StreamLimitError if the peer allows no more at
+        present.
+        """
         if not self.is_up:
             return -1
         stream_id = self._connection.open_stream()
@@ -206,7 +211,9 @@ class Link:
         return stream_id
 
     def send_stream(self, stream_id: int, data: bytes, fin: bool = False) -> None:
-        """Append to a stream; ignored when the stream or the link has ended. The caller watches `stream_backlog`."""
+        """Append to a stream; ignored when the stream or the link has ended. The caller watches
+        `stream_backlog`.
+        """
         if self.is_up:
             self._connection.send_stream(stream_id, data, fin)
             self._owner.mark_dirty(self)
@@ -224,7 +231,9 @@ class Link:
             self._owner.mark_dirty(self)
 
     def stream_backlog(self, stream_id: int | None = None) -> int:
-        """Return bytes of one stream, or of all, not sent once. After more than LOW_BACKLOG_BYTES, `on_writable` follows."""
+        """Return bytes of one stream, or of all, not sent once. After more than LOW_BACKLOG_BYTES,
+        `on_writable` follows.
+        """
         if not self.is_up:
             return 0
         backlog = self._connection.stream_backlog(stream_id)
@@ -239,7 +248,8 @@ class Link:
         """
         self._finish(code, reason, tell_peer=True)
 
-    # -- for the owner ------------------------------------------------------------------------------------------
+    # -- for the owner
+    # ------------------------------------------------------------------------------------------
 
     @property
     def cids(self) -> list[bytes]:
@@ -263,7 +273,7 @@ class Link:
         self.last_receive_s = now
         try:
             self._connection.receive(buffer, segment_size, address, now)
-        except ConnectionFault as fault:
+        except QuicFaultError as fault:
             self._finish(CloseCode.INTERNAL, str(fault), tell_peer=True)
 
     def process(self, now: float) -> None:
@@ -273,7 +283,7 @@ class Link:
         inbox = self._inbox
         try:
             self._connection.drain(inbox)
-        except ConnectionFault as fault:
+        except QuicFaultError as fault:
             self._finish(CloseCode.INTERNAL, str(fault), tell_peer=True)
         try:
             self._dispatch(inbox, now)
@@ -289,7 +299,7 @@ class Link:
         if due is not None and due <= now:
             try:
                 self._connection.handle_timer(now)
-            except ConnectionFault as fault:
+            except QuicFaultError as fault:
                 self._finish(CloseCode.INTERNAL, str(fault), tell_peer=True)
                 return
             self.process(now)
@@ -309,7 +319,7 @@ class Link:
         """Return datagrams to send, about `limit` at most; fewer than `limit` means all."""
         try:
             packets = self._connection.transmit(now, limit)
-        except ConnectionFault as fault:
+        except QuicFaultError as fault:
             self._finish(CloseCode.INTERNAL, str(fault), tell_peer=False)
             return []
         if self.end is not None and packets:
@@ -361,7 +371,8 @@ class Link:
         """End the link because of something the owner found out."""
         self._finish(code, reason, tell_peer=True)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside
+    # -------------------------------------------------------------------------------------------------
 
     def _finish(self, code: int, reason: str, *, tell_peer: bool) -> None:
         if self.end is not None:

@@ -1,9 +1,9 @@
 """The control stream's state machine: greeting, proof of identity, keep-alive, limits on messages.
 
-Theory: a link passes CONNECTING (QUIC handshake), GREETING (the dialler waits for Welcome, the acceptor for Hello),
-IDENTIFYING (an acceptor waits for a relay's Identify), UP, ENDED, never back. Hello, Welcome, Ping and Pong carry so
-much padding that at least one packet of theirs has the full UDP payload: a path that loses such packets never gets UP,
-and a link whose path shrinks later ends.
+Theory: a link passes CONNECTING (QUIC handshake), GREETING (the dialler waits for Welcome, the acceptor for
+Hello), IDENTIFYING (an acceptor waits for a relay's Identify), UP, ENDED, never back. Hello, Welcome, Ping
+and Pong carry so much padding that at least one packet of theirs has the full UDP payload: a path that loses
+such packets never gets UP, and a link whose path shrinks later ends.
 
 Pure: it takes bytes and times and returns outputs, to be carried out in order. Nothing follows an `End`.
 """
@@ -119,9 +119,10 @@ class LinkMachine:
     ) -> None:
         """Begin a link.
 
-        `acceptor_id` is whom the dialler wants, or the acceptor itself. `signer` is a dialling relay's identity, None for a
-        customer and for an acceptor. `nonce` is an acceptor's 32 fresh random bytes, empty for a dialler. An acceptor
-        with a `refusal` lets the greeting happen and then ends the link with that sentence.
+        `acceptor_id` is whom the dialler wants, or the acceptor itself. `signer` is a dialling relay's
+        identity, None for a customer and for an acceptor. `nonce` is an acceptor's 32 fresh random bytes,
+        empty for a dialler. An acceptor with a `refusal` lets the greeting happen and then ends the link with
+        that sentence.
         """
         self.state = State.CONNECTING
         self.pongs = 0
@@ -139,7 +140,9 @@ class LinkMachine:
         self._ping_number = 0
 
     def handle_connected(self, acceptor_key: bytes | None, now: float) -> list[Output]:
-        """QUIC's handshake is done; a dialler says which key the acceptor's certificate has (None: unreadable)."""
+        """QUIC's handshake is done; a dialler says which key the acceptor's certificate has (None:
+        unreadable).
+        """
         if self.state is not State.CONNECTING:
             return []
         self.state = State.GREETING
@@ -165,7 +168,7 @@ class LinkMachine:
                 outputs.append(Deliver(message))
             else:
                 outputs += self._link_message(message, now)
-                if self.state is State.ENDED:
+                if isinstance(outputs[-1] if outputs else None, End):
                     break
         return outputs
 

@@ -1,4 +1,6 @@
-"""What an endpoint reads of a QUIC packet before a connection knows it: RFC 8999's invariants and the Initial's token."""
+"""What an endpoint reads of a QUIC packet before a connection knows it: RFC 8999's invariants and the
+Initial's token.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +30,9 @@ def is_long_header(data: bytes) -> bool:
 
 
 def decode_long_header(data: bytes) -> LongHeader:
-    """Read the head of a datagram's first packet. Raises DecodeError if it is not a long header or is cut off."""
+    """Read the head of a datagram's first packet. Raises DecodeError if it is not a long header or is cut
+    off.
+    """
     if len(data) < 7 or not data[0] & 0x80:
         raise DecodeError("not a long header")
     version = int.from_bytes(data[1:5], "big")
@@ -61,7 +65,9 @@ def _decode_token(data: bytes, at: int) -> bytes:
 
 
 def encode_version_negotiation(header: LongHeader, random_byte: int) -> bytes:
-    """Answer a packet of another version: ids swapped, then the one version we speak (RFC 9000 section 17.2.1)."""
+    """Answer a packet of another version: ids swapped, then the one version we speak (RFC 9000 section
+    17.2.1).
+    """
     return b"".join(
         (
             bytes((0x80 | random_byte & 0x7F,)),
@@ -80,7 +86,9 @@ RESERVED_VERSION: Final = 0x1A2A3A4A
 
 
 def encode_version_probe(destination_cid: bytes, source_cid: bytes, size_bytes: int) -> bytes:
-    """Make a datagram that any QUIC server answers with a Version Negotiation packet addressed to `source_cid`."""
+    """Make a datagram that any QUIC server answers with a Version Negotiation packet addressed to
+    `source_cid`.
+    """
     head = b"".join(
         (
             b"\xc0",

@@ -1,7 +1,7 @@
 """Tokens for QUIC Retry: proof that a dialler receives at the address it sends from.
 
-The libraries' own helpers are not used: qh3's decrypts with RSA, a millisecond of CPU for each forged token, and aioquic's
-would load a second QUIC library into the process.
+The libraries' own helpers are not used: qh3's decrypts with RSA, a millisecond of CPU for each forged token,
+and aioquic's would load a second QUIC library into the process.
 """
 
 import hashlib
@@ -28,12 +28,14 @@ class RetryTokens:
     __slots__ = ("_aead",)
 
     def __init__(self, key: bytes) -> None:
+        """Take KEY_BYTES random bytes."""
         self._aead = AESGCM(key)
 
     def create(
         self, address: tuple[str, int], original_cid: bytes, retry_cid: bytes, nonce: bytes, now: float
     ) -> bytes:
-        """Return a token for this address that names the dialler's first destination id and the Retry's source id.
+        """Return a token for this address that names the dialler's first destination id and the Retry's
+        source id.
 
         `nonce` is 12 random bytes, never used before.
         """
@@ -43,7 +45,8 @@ class RetryTokens:
     def decode_token(self, token: bytes, address: tuple[str, int], retry_cid: bytes, now: float) -> bytes:
         """Return the dialler's first destination id.
 
-        Raises DecodeError for a token that is not ours, of another address or Retry, or older than TOKEN_LIFETIME_S.
+        Raises DecodeError for a token that is not ours, of another address or Retry, or older than
+        TOKEN_LIFETIME_S.
         """
         if not _NONCE_BYTES < len(token) <= _MAX_TOKEN_BYTES:
             raise DecodeError("the token is not one of ours")

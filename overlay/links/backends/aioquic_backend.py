@@ -1,8 +1,8 @@
 """The reference back end: aioquic, pure Python.
 
-PRIVATE ACCESS, all of it in this file: the congestion window, bytes in flight, queue lengths, round trip and losses are
-not public, nor is the peer's certificate, nor an early word of a close by the peer. `tests/overlay/links/
-test_aioquic_private.py` fails when a new release moves any of it.
+PRIVATE ACCESS, all of it in this file: the congestion window, bytes in flight, queue lengths, round trip and
+losses are not public, nor is the peer's certificate, nor an early word of a close by the peer.
+`tests/overlay/links/ test_aioquic_private.py` fails when a new release moves any of it.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from overlay.links.backends.base import (
     BackendName,
     BackendSettings,
     Closed,
-    ConnectionFault,
     Inbox,
-    StreamLimit,
+    QuicFaultError,
+    StreamLimitError,
 )
 from overlay.links.certificate import decode_certificate_key
 from overlay.links.constants import DATAGRAM_PACKET, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
@@ -47,6 +47,7 @@ class AioquicBackend:
     name: BackendName = "aioquic"
 
     def __init__(self, settings: BackendSettings) -> None:
+        """Make the configurations of both sides."""
         logging.getLogger("quic").setLevel(logging.CRITICAL)  # it warns of every fault of a peer
         self._client = _configuration(settings, is_client=True)
         self._server: QuicConfiguration | None = None
@@ -98,8 +99,9 @@ def _configuration(settings: BackendSettings, is_client: bool) -> QuicConfigurat
     if is_client:
         configuration.verify_mode = ssl.CERT_NONE  # the link compares the key with the identity it wants
         configuration.server_name = SERVER_NAME
-        # Makes the ClientHello fill two packets, as a hybrid key share does. A lone short Initial is padded outside of
-        # its packet, and qh3 as acceptor counts only the packet towards the threefold it may answer.
+        # Makes the ClientHello fill two packets, as a hybrid key share does. A lone short Initial is padded
+        # outside of its packet, and qh3 as acceptor counts only the packet towards the threefold it may
+        # answer.
         configuration.quantum_readiness_test = True
     return configuration
 
@@ -118,6 +120,7 @@ class AioquicConnection:
     )
 
     def __init__(self, conn: QuicConnection) -> None:
+        """Wrap a connection that has not begun."""
         self._conn = conn
         self._appended = 0
         """Stream bytes ever given to the library."""
@@ -156,14 +159,14 @@ class AioquicConnection:
                 for start in range(0, len(buffer), segment_size):
                     receive(buffer[start : start + segment_size], address, now)
         except Exception as error:  # its parsers raise more classes than they document
-            raise ConnectionFault(f"aioquic failed on received data: {type(error).__name__}") from error
+            raise QuicFaultError(f"aioquic failed on received data: {type(error).__name__}") from error
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""
         try:
             self._conn.handle_timer(now)
         except Exception as error:
-            raise ConnectionFault(f"aioquic failed on a timer: {type(error).__name__}") from error
+            raise QuicFaultError(f"aioquic failed on a timer: {type(error).__name__}") from error
 
     def timer(self) -> float | None:
         """When `handle_timer` is wanted next."""
@@ -206,7 +209,7 @@ class AioquicConnection:
         try:
             out: list[tuple[bytes, Address]] = conn.datagrams_to_send(now)
         except Exception as error:
-            raise ConnectionFault(f"aioquic failed on sending: {type(error).__name__}") from error
+            raise QuicFaultError(f"aioquic failed on sending: {type(error).__name__}") from error
         if out:
             self.packets_sent += len(out)
             if self.packets_sent >= self._next_key_update:
@@ -225,11 +228,11 @@ class AioquicConnection:
         return address
 
     def open_stream(self) -> int:
-        """Return the id of a new unidirectional stream. Raises StreamLimit."""
+        """Return the id of a new unidirectional stream. Raises StreamLimitError."""
         conn = self._conn
         stream_id = conn.get_next_available_stream_id(is_unidirectional=True)
         if stream_id // 4 >= conn._remote_max_streams_uni:
-            raise StreamLimit(f"the peer allows {conn._remote_max_streams_uni} streams")
+            raise StreamLimitError(f"the peer allows {conn._remote_max_streams_uni} streams")
         conn.send_stream_data(stream_id, b"")
         return stream_id
 

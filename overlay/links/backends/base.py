@@ -1,13 +1,15 @@
 """The seam between a link and a QUIC library.
 
-A `Connection` is one QUIC connection without sockets or clock. All of its methods may be called at any time after
-`connect` or `accept`; none raises because of what a peer sent, except by `ConnectionFault`, after which the connection
-is dead and only `abandon` makes sense.
+A `Connection` is one QUIC connection without sockets or clock. All of its methods may be called at any time
+after `connect` or `accept`; none raises because of what a peer sent, except by `QuicFaultError`, after which
+the connection is dead and only `abandon` makes sense.
 """
 
 import importlib
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, cast
+
+from overlay.errors import OverlayError
 
 Address = tuple[str, int]
 """Numeric IP address and UDP port, the first two items of what the kernel gives."""
@@ -27,7 +29,7 @@ MIN_DATAGRAMS_QUEUED: Final = 32
 """Frames that may wait for the window even while streams fill it: they go first when it opens."""
 
 
-class ConnectionFault(Exception):
+class QuicFaultError(Exception):
     """The library failed on something the peer sent, or inside itself. The connection cannot go on."""
 
 
@@ -80,7 +82,9 @@ class Connection(Protocol):
         """Begin the handshake of the dialler."""
 
     def receive(self, buffer: bytes, segment_size: int, address: Address, now: float) -> None:
-        """Take received datagrams: `buffer` holds datagrams of `segment_size` bytes each, the last may be shorter."""
+        """Take received datagrams: `buffer` holds datagrams of `segment_size` bytes each, the last may be
+        shorter.
+        """
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`. May come early."""
@@ -92,7 +96,9 @@ class Connection(Protocol):
         """Move events into the inbox."""
 
     def transmit(self, now: float, limit: int) -> list[tuple[bytes, Address]]:
-        """Return datagrams to send now, about `limit` at most. Fewer than `limit` means that nothing more is due."""
+        """Return datagrams to send now, about `limit` at most. Fewer than `limit` means that nothing more is
+        due.
+        """
 
     def peer_key(self) -> bytes:
         """Return the acceptor's Ed25519 key (32 bytes). Raises DecodeError if the certificate has none."""
@@ -101,7 +107,7 @@ class Connection(Protocol):
         """Return where the peer is now."""
 
     def open_stream(self) -> int:
-        """Return the id of a new unidirectional stream. Raises StreamLimit when the peer allows no more."""
+        """Return the id of a new unidirectional stream. Raises StreamLimitError when there is none."""
 
     def send_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """Append to a stream. Ignored after the stream was reset or stopped."""
@@ -137,7 +143,9 @@ class Connection(Protocol):
         """Return bytes sent and neither acknowledged nor lost."""
 
     def held_bytes(self) -> int:
-        """Return received stream bytes that wait for a gap before them to close; 0 where the library bounds them."""
+        """Return received stream bytes that wait for a gap before them to close; 0 where the library bounds
+        them.
+        """
 
     def rtt_s(self) -> float:
         """Return the smoothed round trip, 0.0 before the first measurement."""
@@ -146,7 +154,7 @@ class Connection(Protocol):
         """Return how many packets were declared lost."""
 
 
-class StreamLimit(Exception):
+class StreamLimitError(OverlayError):
     """The peer allows no further stream now."""
 
 
@@ -161,8 +169,8 @@ class Backend(Protocol):
     def accept(self, original_cid: bytes, retry_cid: bytes | None) -> Connection:
         """Make the acceptor's side.
 
-        `original_cid` is the destination id of the dialler's very first Initial; `retry_cid` is the source id of our
-        Retry, if the dialler has been through one.
+        `original_cid` is the destination id of the dialler's very first Initial; `retry_cid` is the source id
+        of our Retry, if the dialler has been through one.
         """
 
     def encode_retry(
@@ -186,7 +194,9 @@ class _BackendModule(Protocol):
 
 
 def load_backend(name: BackendName, settings: BackendSettings) -> Backend:
-    """Import a library and configure it. Raises ValueError for an unknown name, ImportError if it is not installed."""
+    """Import a library and configure it. Raises ValueError for an unknown name, ImportError if it is not
+    installed.
+    """
     if name not in BACKENDS:
         raise ValueError(f"there is no QUIC back end {name!r}; choose one of {', '.join(BACKENDS)}")
     # Imported on demand: each costs tens of milliseconds and some megabytes.

@@ -1,9 +1,10 @@
 """The default back end: qh3, a fork of aioquic with a Rust packet core.
 
-PRIVATE ACCESS, all of it in this file. qh3's public wrapper spends a tenth to a third of the time per packet on logging
-that is switched off, hides the congestion window that DATAGRAM frames must be held to (they ignore it by themselves), and
-fixes the number of streams at 103. Therefore this module uses `QuicConnection._core` (the Rust object), and builds the
-connection with other stream limits. `tests/overlay/links/test_qh3_private.py` fails when a new release moves any of it.
+PRIVATE ACCESS, all of it in this file. qh3's public wrapper spends a tenth to a third of the time per packet
+on logging that is switched off, hides the congestion window that DATAGRAM frames must be held to (they ignore
+it by themselves), and fixes the number of streams at 103. Therefore this module uses `QuicConnection._core`
+(the Rust object), and builds the connection with other stream limits.
+`tests/overlay/links/test_qh3_private.py` fails when a new release moves any of it.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Final
 
-from qh3.quic import connection as qh3_connection
+from qh3 import _hazmat
 from qh3.quic import events as qh3_events
 from qh3.quic import tls_bridge
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection, QuicConnectionError
-from qh3.quic.packet import encode_quic_retry
+from qh3.quic.packet import encode_quic_retry, push_quic_transport_parameters
 from qh3.tls import SignatureAlgorithm
 
 from overlay.links.backends.base import (
@@ -33,9 +34,9 @@ from overlay.links.backends.base import (
     BackendName,
     BackendSettings,
     Closed,
-    ConnectionFault,
     Inbox,
-    StreamLimit,
+    QuicFaultError,
+    StreamLimitError,
 )
 from overlay.links.certificate import decode_certificate_key
 from overlay.links.constants import DATAGRAM_PACKET, LINK_FRAME, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
@@ -57,6 +58,7 @@ class Qh3Backend:
     name: BackendName = "qh3"
 
     def __init__(self, settings: BackendSettings) -> None:
+        """Make the configurations of both sides."""
         logging.getLogger("quic").setLevel(logging.CRITICAL)  # it warns of every close by a peer
         self._client = _configuration(settings, is_client=True)
         self._server: QuicConfiguration | None = None
@@ -66,7 +68,7 @@ class Qh3Backend:
 
     def dial(self) -> "Qh3Connection":
         """Make the dialler's side of a connection."""
-        return Qh3Connection(_StreamfulConnection(configuration=self._client), is_client=True)
+        return Qh3Connection(_StreamfulConnection(configuration=self._client))
 
     def accept(self, original_cid: bytes, retry_cid: bytes | None) -> "Qh3Connection":
         """Make the acceptor's side of a connection. Raises ValueError for a node without a certificate."""
@@ -77,8 +79,7 @@ class Qh3Backend:
                 configuration=self._server,
                 original_destination_connection_id=original_cid,
                 retry_source_connection_id=retry_cid,
-            ),
-            is_client=False,
+            )
         )
 
     def encode_retry(
@@ -122,7 +123,6 @@ class Qh3Connection:
         "_address",
         "_conn",
         "_core_datagrams",
-        "_is_client",
         "_next_key_update",
         "_pending",
         "_up",
@@ -130,9 +130,9 @@ class Qh3Connection:
         "packets_sent",
     )
 
-    def __init__(self, conn: QuicConnection, is_client: bool) -> None:
+    def __init__(self, conn: Any) -> None:
+        """Wrap a QuicConnection that has not begun; Any, because most of what is used is not public."""
         self._conn = conn
-        self._is_client = is_client
         self._up = False
         self._address: Address | None = None
         self._pending: deque[bytes] = deque()
@@ -154,18 +154,19 @@ class Qh3Connection:
             else:
                 self._conn.receive_gro_buffer(buffer, segment_size, address, now)
         except Exception as error:  # whatever a Rust core or a TLS parser raises on hostile bytes
-            raise ConnectionFault(f"qh3 failed on received data: {type(error).__name__}") from error
+            raise QuicFaultError(f"qh3 failed on received data: {type(error).__name__}") from error
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""
         try:
             self._conn.handle_timer(now)
         except Exception as error:
-            raise ConnectionFault(f"qh3 failed on a timer: {type(error).__name__}") from error
+            raise QuicFaultError(f"qh3 failed on a timer: {type(error).__name__}") from error
 
     def timer(self) -> float | None:
         """When `handle_timer` is wanted next."""
-        return self._conn.get_timer()
+        due: float | None = self._conn.get_timer()
+        return due
 
     def drain(self, inbox: Inbox) -> None:
         """Move events into the inbox."""
@@ -201,7 +202,7 @@ class Qh3Connection:
         try:
             conn._drain_core()
         except Exception as error:
-            raise ConnectionFault(f"qh3 failed on an event: {type(error).__name__}") from error
+            raise QuicFaultError(f"qh3 failed on an event: {type(error).__name__}") from error
         finally:
             conn._core = core
 
@@ -233,7 +234,7 @@ class Qh3Connection:
         inbox.closed = Closed(int(event.error_code), str(event.reason_phrase), event.frame_type is None)
 
     def transmit(self, now: float, limit: int) -> list[tuple[bytes, Address]]:
-        """Return datagrams to send now. Frames of the datagram lane go first, as far as the window has room."""
+        """Return datagrams to send now. Frames of the datagram lane go first while the window has room."""
         core = self._conn._core
         if core is None:
             return []
@@ -252,10 +253,10 @@ class Qh3Connection:
                 if self._core_datagrams and len(packet[0]) >= _DATAGRAM_PACKET_MIN:
                     self._core_datagrams -= 1
         except Exception as error:
-            # An acceptor whose answer exceeds three times what came (RFC 9000 section 8.1) fails in here instead of
-            # waiting; it goes on when the dialler's next packet comes.
+            # An acceptor whose answer exceeds three times what came (RFC 9000 section 8.1) fails here
+            # instead of waiting; it goes on when the dialler's next packet comes.
             if self._up or not isinstance(error, RuntimeError):
-                raise ConnectionFault(f"qh3 failed on sending: {type(error).__name__}") from error
+                raise QuicFaultError(f"qh3 failed on sending: {type(error).__name__}") from error
         if out:
             self._address = out[-1][1]
             self.packets_sent += len(out)
@@ -274,7 +275,7 @@ class Qh3Connection:
         except AssertionError:  # the handshake is not confirmed: in a moment it will be
             self._next_key_update = self.packets_sent + 1000
         except Exception as error:
-            raise ConnectionFault(f"qh3 failed on a key update: {type(error).__name__}") from error
+            raise QuicFaultError(f"qh3 failed on a key update: {type(error).__name__}") from error
 
     def peer_key(self) -> bytes:
         """Return the acceptor's Ed25519 key. Raises DecodeError."""
@@ -286,13 +287,13 @@ class Qh3Connection:
         return self._address
 
     def open_stream(self) -> int:
-        """Return the id of a new unidirectional stream. Raises StreamLimit."""
+        """Return the id of a new unidirectional stream. Raises StreamLimitError."""
         stream_id = self._conn.get_next_available_stream_id(is_unidirectional=True)
         try:
             self._conn.send_stream_data(stream_id, b"")
         except ValueError as error:
             self._forget(stream_id)
-            raise StreamLimit(str(error)) from error
+            raise StreamLimitError(str(error)) from error
         return stream_id
 
     def _forget(self, stream_id: int) -> None:
@@ -321,7 +322,8 @@ class Qh3Connection:
 
     def stream_backlog(self, stream_id: int | None) -> int:
         """Return bytes appended and not sent once."""
-        return self._conn.get_send_buffer_size(stream_id)
+        size: int = self._conn.get_send_buffer_size(stream_id)
+        return size
 
     def send_datagrams(self, frames: list[bytes]) -> None:
         """Queue frames."""
@@ -334,7 +336,7 @@ class Qh3Connection:
             return 0
         window = (core.congestion_window - core.bytes_in_flight) // DATAGRAM_PACKET
         bound = min(max(window, MIN_DATAGRAMS_QUEUED), MAX_DATAGRAMS_QUEUED)
-        return max(0, bound - len(self._pending) - self._core_datagrams)
+        return max(0, int(bound) - len(self._pending) - self._core_datagrams)
 
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
@@ -354,12 +356,12 @@ class Qh3Connection:
     def is_authentic(self) -> bool:
         """Tell whether a packet came that could be opened."""
         core = self._conn._core
-        return core is not None and core.received_authenticated_packet
+        return core is not None and bool(core.received_authenticated_packet)
 
     def bytes_in_flight(self) -> int:
         """Return bytes sent and neither acknowledged nor lost."""
         core = self._conn._core
-        return 0 if core is None else core.bytes_in_flight
+        return 0 if core is None else int(core.bytes_in_flight)
 
     def held_bytes(self) -> int:
         """Return 0: the core bounds what waits for a gap by its receive windows."""
@@ -368,12 +370,12 @@ class Qh3Connection:
     def rtt_s(self) -> float:
         """Return the smoothed round trip."""
         core = self._conn._core
-        return 0.0 if core is None else core.smoothed_rtt or 0.0
+        return 0.0 if core is None else float(core.smoothed_rtt or 0.0)
 
     def packets_lost(self) -> int:
         """Return how many packets were declared lost."""
         core = self._conn._core
-        return 0 if core is None else core.loss_total
+        return 0 if core is None else int(core.loss_total)
 
 
 class _OneEvent:
@@ -411,13 +413,13 @@ def _make_core(*arguments: Any) -> Any:
     values = list(arguments)
     if values[_CORE_ARGUMENT_UNI_STREAMS] == _LIBRARY_STREAM_LIMIT:
         values[_CORE_ARGUMENT_UNI_STREAMS] = MAX_STREAMS
-    return qh3_connection.QuicConnectionCore(*values)
+    return _hazmat.QuicConnectionCore(*values)
 
 
 def _push_parameters(buffer: Any, parameters: Any) -> None:
     if parameters.initial_max_streams_uni == _LIBRARY_STREAM_LIMIT:
         parameters.initial_max_streams_uni = MAX_STREAMS
-    tls_bridge.push_quic_transport_parameters(buffer, parameters)
+    push_quic_transport_parameters(buffer, parameters)
 
 
 class _Bridge(tls_bridge.QuicTlsBridge):

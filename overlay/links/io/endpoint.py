@@ -1,8 +1,8 @@
 """The driver of all links of one node: sockets, trio's clock, packets to links, links to packets.
 
-One task per socket waits for readability, takes what is there, lets every link that got something hand it up, and then
-sends what all links have to send: one wake-up, one `on_batch_end`, one flush. One more task sleeps until the next timer is
-due or someone outside a batch has something to send. Everything else is synchronous.
+One task per socket waits for readability, takes what is there, lets every link that got something hand it up,
+and then sends what all links have to send: one wake-up, one `on_batch_end`, one flush. One more task sleeps
+until the next timer is due or someone outside a batch has something to send. Everything else is synchronous.
 """
 
 import heapq
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import Final, Literal
+from typing import Final, Literal, TypeGuard, cast
 
 import trio
 
@@ -30,7 +30,7 @@ from overlay.links.backends.base import (
 from overlay.links.bucket import Bucket
 from overlay.links.certificate import make_certificate
 from overlay.links.constants import ALPN, LOCAL_CID_BYTES, MIN_INITIAL_BYTES, QUIC_VERSION, CloseCode
-from overlay.links.io.udp import TooLarge, UdpSocket
+from overlay.links.io.udp import TooLargeError, UdpSocket
 from overlay.links.limits import LinkLimits
 from overlay.links.link import Link, LinkHandler
 from overlay.links.machine import LinkMachine
@@ -54,6 +54,9 @@ TRANSMITS_PER_FLUSH: Final = 16
 HOUSEKEEPING_S: Final = 1.0
 PROBE_AFTER_S: Final = 1.5
 """An acceptor that has not answered for so long is asked with a small packet whether it is there at all."""
+PATH_TOO_SMALL_REASON: Final = (
+    "path MTU too small: the node answers small packets, but those with a UDP payload of 1452 bytes are lost"
+)
 STATELESS_ANSWERS_PER_S: Final = 200.0
 """Retry and Version Negotiation packets."""
 LINGER_S: Final = 5.0
@@ -66,6 +69,7 @@ class DialError(OverlayError):
     """A link could not be made. `code` is a CloseCode or the peer's; the message is a sentence for people."""
 
     def __init__(self, address: Address, code: int, reason: str) -> None:
+        """Put the sentence together."""
         super().__init__(f"no link to {address[0]} port {address[1]}: {reason}")
         self.code = code
         self.reason = reason
@@ -174,7 +178,8 @@ class Endpoint:
         self._scope: trio.CancelScope | None = None
         self._wake_at = inf
 
-    # -- for the node above -------------------------------------------------------------------------------------
+    # -- for the node above
+    # -------------------------------------------------------------------------------------
 
     @property
     def addresses(self) -> list[Address]:
@@ -189,8 +194,8 @@ class Endpoint:
     async def dial(self, address: Address, expected: bytes) -> Link:
         """Make a link to the node with identity `expected` (32 bytes) at a numeric address.
 
-        The handler's `on_link_up` has been called when this returns. Raises DialError with a sentence that says why not.
-        A cancellation closes the link.
+        The handler's `on_link_up` has been called when this returns. Raises DialError with a sentence that
+        says why not. A cancellation closes the link.
         """
         if self._identity is not None and expected == self._identity.node_id:
             raise DialError(address, CloseCode.REFUSED, "that is this node itself")
@@ -239,12 +244,14 @@ class Endpoint:
             code, reason = link.end.code, link.end.reason
             if code == CloseCode.TIMEOUT and dial.answered_small:
                 code = CloseCode.PATH_TOO_SMALL
-                reason = "path MTU too small: the node answers small packets, but packets with a UDP payload of 1452 bytes are lost"
+                reason = PATH_TOO_SMALL_REASON
             raise DialError(address, code, reason)
         return link
 
     def flush(self) -> None:
-        """Send what links have to send, now. For whoever has just sent a batch from outside of the handler's calls."""
+        """Send what links have to send, now. For whoever has just sent a batch from outside of the handler's
+        calls.
+        """
         if not self._busy:
             self._busy = True
             try:
@@ -259,7 +266,8 @@ class Endpoint:
         if not self._busy and self._wake_at > 0:
             self._wake(0.0)
 
-    # -- for links ----------------------------------------------------------------------------------------------
+    # -- for links
+    # ----------------------------------------------------------------------------------------------
 
     def add_cid(self, link: Link, cid: bytes) -> None:
         """Packets to this id are the link's."""
@@ -288,7 +296,8 @@ class Endpoint:
         self._ended.append(link)
         self.mark_dirty(link)
 
-    # -- tasks --------------------------------------------------------------------------------------------------
+    # -- tasks
+    # --------------------------------------------------------------------------------------------------
 
     async def run_socket(self, sock: _Socket) -> None:
         """Read one socket for ever."""
@@ -340,7 +349,8 @@ class Endpoint:
         for sock in self._sockets:
             sock.udp.close()
 
-    # -- coming in ----------------------------------------------------------------------------------------------
+    # -- coming in
+    # ----------------------------------------------------------------------------------------------
 
     def _feed(self, sock: _Socket, data: bytes, size: int, address: Address, now: float) -> None:
         if not data:
@@ -486,7 +496,8 @@ class Endpoint:
         self._handler.on_batch_end()
         self._flush(now)
 
-    # -- going out ----------------------------------------------------------------------------------------------
+    # -- going out
+    # ----------------------------------------------------------------------------------------------
 
     def _flush(self, now: float) -> None:
         dirty, self._dirty = self._dirty, {}
@@ -519,7 +530,7 @@ class Endpoint:
                 link.peer_address = address
             try:
                 self._send(sock, packets)
-            except TooLarge as error:
+            except TooLargeError as error:
                 link.fail(CloseCode.PATH_TOO_SMALL, f"path MTU too small: {error}")
             link.notify_writable()
             if len(packets) < PACKETS_PER_TRANSMIT and link not in self._dirty:
@@ -549,7 +560,8 @@ class Endpoint:
             lingering.answers -= 1
             self._send(sock, lingering.packets)
 
-    # -- links and timers ---------------------------------------------------------------------------------------
+    # -- links and timers
+    # ---------------------------------------------------------------------------------------
 
     def _register(self, link: Link, sock: _Socket, prefix: bytes | None) -> _Entry:
         entry = self._links[link] = _Entry(sock, prefix)
@@ -615,6 +627,10 @@ class Endpoint:
         return next((sock for sock in self._sockets if sock.udp.is_ipv6 == is_ipv6), None)
 
 
+def _is_address(value: Address | Sequence[Address]) -> TypeGuard[Address]:
+    return isinstance(value[0], str)
+
+
 @asynccontextmanager
 async def open_endpoint(
     addresses: Address | Sequence[Address],
@@ -628,9 +644,10 @@ async def open_endpoint(
 ) -> AsyncIterator[Endpoint]:
     """Bind sockets and drive links until the block is left, which closes all links.
 
-    `addresses` is one numeric (host, port) or several, at most one per family; port 0 takes a free one. A relay accepts
-    links and proves its identity when it dials; a customer does neither and needs no identity. Raises OSError when an
-    address cannot be bound, ValueError for a relay without an identity or an unknown back end.
+    `addresses` is one numeric (host, port) or several, at most one per family; port 0 takes a free one. A
+    relay accepts links and proves its identity when it dials; a customer does neither and needs no identity.
+    Raises OSError when an address cannot be bound, ValueError for a relay without an identity or an unknown
+    back end.
     """
     if role == "relay" and identity is None:
         raise ValueError("a relay needs an identity")
@@ -639,10 +656,10 @@ async def open_endpoint(
         (None, None) if identity is None or role != "relay" else make_certificate(identity.seed)
     )
     library = load_backend(backend, BackendSettings(certificate, key, limits.idle_timeout_s, alpn))
-    pairs = [addresses] if isinstance(addresses, tuple) and isinstance(addresses[0], str) else addresses
+    pairs: Sequence[Address] = [addresses] if _is_address(addresses) else cast(Sequence[Address], addresses)
     sockets: list[UdpSocket] = []
     try:
-        for host, port in pairs:  # type: ignore[misc]
+        for host, port in pairs:
             sockets.append(UdpSocket(host, port))
         async with trio.open_nursery() as nursery:
             endpoint = Endpoint(sockets, library, identity, handler, limits, role, nursery)

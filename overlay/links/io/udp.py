@@ -28,7 +28,8 @@ _SO_RCVBUFFORCE: Final = 33
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3
-"""Set "don't fragment" and ignore what ICMP claims about the path: a forged ICMP message must not cut a link."""
+"""Set "don't fragment" and ignore what ICMP claims about the path: a forged ICMP message must not cut a link.
+"""
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4)
 _SEGMENT: Final = struct.Struct("H")
 _GRO: Final = struct.Struct("i")
@@ -37,10 +38,11 @@ _GSO_ERRORS: Final = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.E
 """What kernels and drivers answer to a super-datagram that they cannot cut."""
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """The interface does not carry a datagram of this size."""
 
     def __init__(self, size_bytes: int) -> None:
+        """Say which size."""
         super().__init__(f"a UDP payload of {size_bytes} bytes does not fit the interface")
         self.size_bytes = size_bytes
 
@@ -89,7 +91,8 @@ class UdpSocket:
         self.socket.close()
 
     def receive(self) -> tuple[bytes, int, Address] | None:
-        """Return what one system call has: a buffer of datagrams, the length of each (the last may be shorter), the sender.
+        """Return what one system call has: a buffer of datagrams, the length of each (the last may be
+        shorter), the sender.
 
         None when nothing waits.
         """
@@ -110,8 +113,9 @@ class UdpSocket:
     def send(self, packets: Sequence[tuple[bytes, Address]]) -> int:
         """Send datagrams in order, as few system calls as GSO allows; return how many the kernel took.
 
-        Fewer than all: the socket's buffer is full, wait until it is writable. What the kernel refuses for reasons of
-        the network counts as taken. Raises TooLarge for a datagram that the interface cannot carry.
+        Fewer than all: the socket's buffer is full, wait until it is writable. What the kernel refuses for
+        reasons of the network counts as taken. Raises TooLargeError for a datagram that the interface cannot
+        carry.
         """
         sent, total = 0, len(packets)
         while sent < total:
@@ -148,7 +152,7 @@ class UdpSocket:
         return total
 
     def _without_gso(self, error: OSError, packets: Sequence[tuple[bytes, Address]], sent: int) -> int:
-        """A super-datagram failed: find out by single ones whether GSO, one size or the network is at fault."""
+        """A super-datagram failed: find out whether GSO, one size or the network is at fault."""
         if error.errno not in _GSO_ERRORS:
             self.send_failures += 1
             return self.send(packets[sent + 1 :]) + sent + 1 if sent + 1 < len(packets) else len(packets)
@@ -159,5 +163,5 @@ class UdpSocket:
 
     def _note_failure(self, error: OSError, size_bytes: int) -> None:
         if error.errno == errno.EMSGSIZE:
-            raise TooLarge(size_bytes) from error
+            raise TooLargeError(size_bytes) from error
         self.send_failures += 1
