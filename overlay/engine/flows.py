@@ -5,11 +5,21 @@ A flow takes lists of packets and the time. It drops what fails, counts it, and 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from circuits.errors import DecodeError
-from circuits.inner import Direction, Item, ItemType, body_capacity, decode_body, encode_body, item_size
+from circuits.inner import (
+    Direction,
+    Item,
+    ItemType,
+    body_capacity,
+    decode_body,
+    encode_body,
+    item_size,
+    units_for,
+)
 from circuits.onion import (
     LANE_DATAGRAM,
     LANE_STREAM,
@@ -100,8 +110,6 @@ class RelayFlow(Flow):
         "_forward_trains",
         "_front_out",
         "_held",
-        "_root",
-        "_suite",
         "back",
         "front",
         "price_in",
@@ -120,7 +128,6 @@ class RelayFlow(Flow):
         on_fault: Callable[[Flow, FlowFault], None],
     ) -> None:
         super().__init__(on_fault)
-        self._root, self._suite = root, suite
         self._budget = budget
         self.price_in, self.price_out = price_in, price_out
         self.front = front[0].attach(front[1], self)
@@ -129,11 +136,11 @@ class RelayFlow(Flow):
         self.ends.append(self.back)
         self._front_out = _Outlet(budget)
         self._back_out = _Outlet(budget)
-        # Most circuits are spares: keys of a lane and direction are made when its first packet comes.
-        self._forward_trains: RelayForward | None = None
-        self._forward_singles: RelayForward | None = None
-        self._backward_trains: RelayBackward | None = None
-        self._backward_singles: RelayBackward | None = None
+        # All lanes now, so that nobody keeps the root: whoever takes this process later cannot derive old keys from it.
+        self._forward_trains = RelayForward(root, suite, LANE_STREAM)
+        self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
+        self._backward_trains = RelayBackward(root, suite, LANE_STREAM)
+        self._backward_singles = RelayBackward(root, suite, LANE_DATAGRAM)
         self._held: deque[tuple[End, bytes]] = deque()
 
     def queued_bytes(self) -> int:
@@ -171,29 +178,29 @@ class RelayFlow(Flow):
             if self.closed:
                 return
             units = len(packet) // UNIT
-            if self._held or not self._charge(units):
+            if self._held or not self._can_pay(units):
                 self._held.append((end, packet))
                 self._budget.used_bytes += len(packet)
                 continue
             if forward:
-                lane = self._forward_trains
-                if lane is None:
-                    lane = self._forward_trains = RelayForward(self._root, self._suite, LANE_STREAM)
-                opened = lane.open_many((packet,), now)[0]
+                opened = self._forward_trains.open_many((packet,), now)[0]
                 if opened is None or opened.command == Command.DELIVER:
                     self.counters.forward.failures += 1
                     self.fail(FlowFault.BAD_PACKETS)
                     return
+                self._charge(units)
                 self.counters.forward.packets += units
                 if opened.command == Command.DROP:
                     end.consume(units, now)
                     continue
                 outlet, other, data = self._back_out, self.back, opened.data
             else:
-                wrap = self._backward_trains
-                if wrap is None:
-                    wrap = self._backward_trains = RelayBackward(self._root, self._suite, LANE_STREAM)
-                data = wrap.wrap_many((packet,), now)[0]
+                wrapped = self._backward_trains.wrap_many((packet,), now)
+                if not wrapped:
+                    self.fail(FlowFault.EXHAUSTED)
+                    return
+                data = wrapped[0]
+                self._charge(units)
                 self.counters.backward.packets += units
                 outlet, other = self._front_out, self.front
             outlet.trains.append((units, data))
@@ -206,30 +213,34 @@ class RelayFlow(Flow):
         count = len(packets)
         forward = end is self.front
         counters = self.counters.forward if forward else self.counters.backward
-        if not self._charge(count):
+        if not self._can_pay(count):
             counters.dropped += count
             return
         data: list[bytes]
         if forward:
             lane = self._forward_singles
-            if lane is None:
-                lane = self._forward_singles = RelayForward(self._root, self._suite, LANE_DATAGRAM)
             data = []
+            count = 0
+            failures, dropped = lane.failures, lane.dropped
             for opened in lane.open_many(packets, now):
-                if opened is None or opened.command == Command.DELIVER:
-                    counters.failures += 1
-                elif opened.command == Command.FORWARD:
+                if opened is None:
+                    continue
+                count += 1
+                if opened.command == Command.FORWARD:
                     data.append(opened.data)
+                elif opened.command == Command.DELIVER:
+                    counters.failures += 1
+            counters.failures += lane.failures - failures
+            counters.dropped += lane.dropped - dropped
             if lane.broken:
                 self.fail(FlowFault.BAD_PACKETS)
                 return
             outlet, other = self._back_out, self.back
         else:
-            wrap = self._backward_singles
-            if wrap is None:
-                wrap = self._backward_singles = RelayBackward(self._root, self._suite, LANE_DATAGRAM)
-            data = wrap.wrap_many(packets, now)
+            data = self._backward_singles.wrap_many(packets, now)
             outlet, other = self._front_out, self.front
+        # Only what is authentic and new is billed: replays must not run up anybody's account.
+        self._charge(count)
         counters.packets += count
         queue = outlet.singles
         if queue is None:
@@ -264,17 +275,19 @@ class RelayFlow(Flow):
         """Whether a train waits for ``end``."""
         return bool((self._back_out if end is self.back else self._front_out).trains)
 
-    def _charge(self, packets: int) -> bool:
-        paid, owed = self.price_in, self.price_out
-        if owed.meter.affordable_packets(owed.wei_per_packet) < packets:
-            owed.meter.refused_packets += packets
-            return False
-        if not paid.meter.charge(packets, paid.wei_per_packet):
-            return False
-        return owed.meter.charge(packets, owed.wei_per_packet)
+    def _can_pay(self, packets: int) -> bool:
+        for price in (self.price_in, self.price_out):
+            if price.meter.affordable_packets(price.wei_per_packet) < packets:
+                price.meter.refused_packets += packets
+                return False
+        return True
+
+    def _charge(self, packets: int) -> None:
+        self.price_in.meter.charge(packets, self.price_in.wei_per_packet)
+        self.price_out.meter.charge(packets, self.price_out.wei_per_packet)
 
 
-class EndpointFlow(Flow):
+class EndpointFlow(Flow, ABC):
     """What client and exit flows share: the inner side. Subclasses seal and open."""
 
     __slots__ = ("_direction", "_entry_singles", "_entry_trains", "_tun", "addresses", "end", "price")
@@ -355,14 +368,15 @@ class EndpointFlow(Flow):
             size += needed
         if not items:
             return None
-        units = 1
-        if size > body_capacity(self._direction, 1):
-            units = -(-(size + UNIT - body_capacity(self._direction, 1)) // UNIT)
+        units = units_for(self._direction, size)
         if not price.meter.charge(units, price.wei_per_packet):
             return None
-        packet = self._seal(LANE_STREAM, [encode_body(items, body_capacity(self._direction, units))], now)[0]
+        packets = self._seal(LANE_STREAM, [encode_body(items, body_capacity(self._direction, units))], now)
+        if not packets:
+            self.fail(FlowFault.EXHAUSTED)
+            return None
         self._sent(units)
-        return units, packet
+        return units, packets[0]
 
     def pull_singles(self, end: End, max_packets: int, now: float) -> list[bytes]:
         """Fill single packets from what is waiting; small items share one."""
@@ -403,20 +417,28 @@ class EndpointFlow(Flow):
             self._on_item(item, now)
         return True
 
-    def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
-        raise NotImplementedError
+    @abstractmethod
+    def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Trains came in."""
 
-    def _sent(self, units: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
+        """Single packets came in."""
 
-    def _on_item(self, item: Item, now: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]: ...
+
+    @abstractmethod
+    def _sent(self, units: int) -> None: ...
+
+    @abstractmethod
+    def _on_item(self, item: Item, now: float) -> None: ...
 
 
 class ClientFlow(EndpointFlow):
     """The customer's end of a circuit: all layers."""
 
-    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_on_echo", "_roots", "_suite")
+    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_on_echo")
 
     def __init__(
         self,
@@ -430,14 +452,14 @@ class ClientFlow(EndpointFlow):
         budget: MemoryBudget,
         on_fault: Callable[[Flow, FlowFault], None],
         on_echo: Callable[[Flow, bytes], None],
+        rng: Callable[[int], bytes],
     ) -> None:
         super().__init__(lanes, circuit_id, price, addresses, tun, Direction.FORWARD, budget, on_fault)
-        self._roots, self._suite = tuple(roots), suite
         self._on_echo = on_echo
-        self._forward_trains: ClientForward | None = None
-        self._forward_singles: ClientForward | None = None
-        self._backward_trains: ClientBackward | None = None
-        self._backward_singles: ClientBackward | None = None
+        self._forward_trains = ClientForward(roots, suite, LANE_STREAM, rng)
+        self._forward_singles = ClientForward(roots, suite, LANE_DATAGRAM, rng)
+        self._backward_trains = ClientBackward(roots, suite, LANE_STREAM)
+        self._backward_singles = ClientBackward(roots, suite, LANE_DATAGRAM)
 
     def echo(self, token: bytes, now: float) -> None:
         """Queue an echo request on the datagram lane."""
@@ -448,8 +470,6 @@ class ClientFlow(EndpointFlow):
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open trains from the exit."""
         lane = self._backward_trains
-        if lane is None:
-            lane = self._backward_trains = ClientBackward(self._roots, self._suite, LANE_STREAM)
         for packet, body in zip(packets, lane.open_many(packets, now), strict=True):
             if body is None or not self._received(body, now):
                 self.counters.backward.failures += 1
@@ -462,13 +482,16 @@ class ClientFlow(EndpointFlow):
     def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open single packets from the exit."""
         lane = self._backward_singles
-        if lane is None:
-            lane = self._backward_singles = ClientBackward(self._roots, self._suite, LANE_DATAGRAM)
+        counters = self.counters.backward
+        failures, dropped = lane.failures, lane.dropped
         for body in lane.open_many(packets, now):
-            if body is None or not self._received(body, now):
-                self.counters.backward.failures += 1
-            else:
-                self._count_backward(1)
+            if body is None:
+                continue
+            self._count_backward(1)
+            if not self._received(body, now):
+                counters.failures += 1
+        counters.failures += lane.failures - failures
+        counters.dropped += lane.dropped - dropped
         if lane.broken:
             self.fail(FlowFault.BAD_PACKETS)
 
@@ -478,13 +501,7 @@ class ClientFlow(EndpointFlow):
         self.price.meter.charge(units, self.price.wei_per_packet)
 
     def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
-        if lane == LANE_STREAM:
-            if self._forward_trains is None:
-                self._forward_trains = ClientForward(self._roots, self._suite, LANE_STREAM)
-            return self._forward_trains.seal_many(bodies, now)
-        if self._forward_singles is None:
-            self._forward_singles = ClientForward(self._roots, self._suite, LANE_DATAGRAM)
-        return self._forward_singles.seal_many(bodies, now)
+        return (self._forward_trains if lane == LANE_STREAM else self._forward_singles).seal_many(bodies, now)
 
     def _sent(self, units: int) -> None:
         self.counters.forward.packets += units
@@ -494,7 +511,8 @@ class ClientFlow(EndpointFlow):
         if kind in (ItemType.IP, ItemType.OFFLOAD):
             # An exit may only speak to the addresses that it gave this circuit.
             if self._is_mine(data, 10 if kind == ItemType.OFFLOAD else 0):
-                self._tun.write(item)
+                if kind == ItemType.IP or self._tun.check(item):
+                    self._tun.write(item)
             else:
                 self.counters.backward.dropped += 1
         elif kind == ItemType.ECHO_REPLY:
@@ -512,7 +530,7 @@ class ClientFlow(EndpointFlow):
 class ExitFlow(EndpointFlow):
     """The exit's end of a circuit: the last layer, the exit's rules and the TUN."""
 
-    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_gate", "_root", "_suite")
+    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_gate")
 
     def __init__(
         self,
@@ -526,20 +544,18 @@ class ExitFlow(EndpointFlow):
         gate: Gatekeeper,
         budget: MemoryBudget,
         on_fault: Callable[[Flow, FlowFault], None],
+        rng: Callable[[int], bytes],
     ) -> None:
         super().__init__(lanes, circuit_id, price, addresses, tun, Direction.BACKWARD, budget, on_fault)
-        self._root, self._suite = root, suite
         self._gate = gate
-        self._forward_trains: RelayForward | None = None
-        self._forward_singles: RelayForward | None = None
-        self._backward_trains: ExitBackward | None = None
-        self._backward_singles: ExitBackward | None = None
+        self._forward_trains = RelayForward(root, suite, LANE_STREAM)
+        self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
+        self._backward_trains = ExitBackward(root, suite, LANE_STREAM, rng)
+        self._backward_singles = ExitBackward(root, suite, LANE_DATAGRAM, rng)
 
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send them."""
         lane = self._forward_trains
-        if lane is None:
-            lane = self._forward_trains = RelayForward(self._root, self._suite, LANE_STREAM)
         for packet, opened in zip(packets, lane.open_many(packets, now), strict=True):
             units = len(packet) // UNIT
             if opened is None or opened.command == Command.FORWARD:
@@ -556,30 +572,32 @@ class ExitFlow(EndpointFlow):
 
     def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open single packets; unpaid ones are dropped."""
-        if not self.price.meter.charge(len(packets), self.price.wei_per_packet):
-            self.counters.forward.dropped += len(packets)
+        counters, price = self.counters.forward, self.price
+        if price.meter.affordable_packets(price.wei_per_packet) < len(packets):
+            price.meter.refused_packets += len(packets)
+            counters.dropped += len(packets)
             return
         lane = self._forward_singles
-        if lane is None:
-            lane = self._forward_singles = RelayForward(self._root, self._suite, LANE_DATAGRAM)
+        count, failures, dropped = 0, lane.failures, lane.dropped
         for opened in lane.open_many(packets, now):
-            if opened is None or opened.command == Command.FORWARD:
-                self.counters.forward.failures += 1
-            elif opened.command == Command.DELIVER and not self._received(opened.data, now):
-                self.counters.forward.failures += 1
-            else:
-                self.counters.forward.packets += 1
+            if opened is None:
+                continue
+            count += 1
+            if opened.command == Command.FORWARD or (
+                opened.command == Command.DELIVER and not self._received(opened.data, now)
+            ):
+                counters.failures += 1
+        counters.failures += lane.failures - failures
+        counters.dropped += lane.dropped - dropped
+        counters.packets += count
+        price.meter.charge(count, price.wei_per_packet)
         if lane.broken:
             self.fail(FlowFault.BAD_PACKETS)
 
     def _seal(self, lane: int, bodies: list[bytes], now: float) -> list[bytes]:
-        if lane == LANE_STREAM:
-            if self._backward_trains is None:
-                self._backward_trains = ExitBackward(self._root, self._suite, LANE_STREAM)
-            return self._backward_trains.seal_many(bodies, now)
-        if self._backward_singles is None:
-            self._backward_singles = ExitBackward(self._root, self._suite, LANE_DATAGRAM)
-        return self._backward_singles.seal_many(bodies, now)
+        return (self._backward_trains if lane == LANE_STREAM else self._backward_singles).seal_many(
+            bodies, now
+        )
 
     def _sent(self, units: int) -> None:
         self.counters.backward.packets += units

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from exit.icmp import IcmpErrors
 from exit.packets import parse
 from exit.policy import Verdict
+from exit.tun.vnet import validate_offload
 
 if TYPE_CHECKING:
     from exit.policy import PolicyTable
@@ -38,10 +39,13 @@ class ExitGate:
         self._counters = counters
 
     def inspect(self, data: bytes, offset: int, now: float) -> bytes | bool | None:
-        """True lets the IP packet at ``offset`` of ``data`` pass, None drops it in silence, bytes are the ICMP
+        """Judge the IP packet at ``offset`` of ``data``; what stands before it is its virtio_net_hdr. True lets it pass, None drops it in silence, bytes are the ICMP
         answer that the customer gets for it."""
         packet = parse(data, offset)
         if packet is None:
+            self._counters.malformed += 1
+            return None
+        if offset and validate_offload(data, packet) is not None:
             self._counters.malformed += 1
             return None
         if packet.source != (self._v4 if packet.version == 4 else self._v6):

@@ -144,7 +144,13 @@ class Engine(Protocol):
         """Join two links: peel one forward layer, add one backward layer, charge both meters."""
 
     def exit(
-        self, root: bytes, suite: int, link: EngineLink, circuit_id: int, price: Price, addresses: InnerAddresses
+        self,
+        root: bytes,
+        suite: int,
+        link: EngineLink,
+        circuit_id: int,
+        price: Price,
+        addresses: InnerAddresses,
     ) -> FlowHandle:
         """Join a link and the TUN: the last layer."""
 

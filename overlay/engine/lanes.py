@@ -161,6 +161,9 @@ class LaneFlow(Protocol):
     def has_trains(self, end: End) -> bool:
         """Whether a train waits for ``end``."""
 
+    def queued_bytes(self) -> int:
+        """Bytes that wait in this flow."""
+
     def fail(self, fault: FlowFault) -> None:
         """The lanes found a fault of this flow's peer: the flow ends."""
 

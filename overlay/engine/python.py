@@ -29,7 +29,7 @@ ENTRY_REST_BYTES = 1024 * 1024
 class PythonEngine:
     """The engine interface over Python flows, and the handler that the links' endpoint calls.
 
-    ``clock`` gives seconds that never go back. ``gate`` makes the gate of one exit circuit and is needed for exit flows, ``attach_tun`` for exit and client flows.
+    ``clock`` gives seconds that never go back, ``rng`` bytes fit for keys. ``gate`` makes the gate of one exit circuit and is needed for exit flows, ``attach_tun`` for exit and client flows.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class PythonEngine:
         events: EngineEvents,
         *,
         clock: Callable[[], float],
+        rng: Callable[[int], bytes],
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
         gate: Callable[[InnerAddresses], Gatekeeper] | None = None,
     ) -> None:
         self._events = events
         self._clock = clock
+        self._rng = rng
         self._gate = gate
         self.budget = MemoryBudget(memory_limit_bytes)
         self._lanes: dict[Link, LinkLanes] = {}
@@ -75,7 +77,9 @@ class PythonEngine:
         front, back = self._lanes[link_in], self._lanes[link_out]
         if id_out in back.ends or (front is back and id_in == id_out):
             raise ValueError(f"circuit id {id_out} is in use on this link")
-        return RelayFlow(root, suite, (front, id_in), price_in, (back, id_out), price_out, self.budget, self._on_fault)
+        return RelayFlow(
+            root, suite, (front, id_in), price_in, (back, id_out), price_out, self.budget, self._on_fault
+        )
 
     def exit(
         self, root: bytes, suite: int, link: Link, circuit_id: int, price: Price, addresses: InnerAddresses
@@ -86,7 +90,17 @@ class PythonEngine:
             raise RuntimeError("an exit flow needs a TUN and a gate")
         lanes = self._lanes[link]
         flow = ExitFlow(
-            root, suite, lanes, circuit_id, price, addresses, self._tun, self._gate(addresses), self.budget, self._on_fault
+            root,
+            suite,
+            lanes,
+            circuit_id,
+            price,
+            addresses,
+            self._tun,
+            self._gate(addresses),
+            self.budget,
+            self._on_fault,
+            self._rng,
         )
         self._index(flow)
         return flow
@@ -115,6 +129,7 @@ class PythonEngine:
             self.budget,
             self._on_fault,
             self._events.on_echo_reply,
+            self._rng,
         )
         self._index(flow)
         return flow

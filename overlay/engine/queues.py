@@ -44,7 +44,17 @@ class CodelQueue(Generic[T]):
     ``push`` refuses what does not fit; ``pop`` returns the next item that CoDel lets pass. ``dropped`` counts both.
     """
 
-    __slots__ = ("_budget", "_count", "_drop_next_s", "_dropping", "_first_above_s", "_items", "dropped", "limit_bytes", "size_bytes")
+    __slots__ = (
+        "_budget",
+        "_count",
+        "_drop_next_s",
+        "_dropping",
+        "_first_above_s",
+        "_items",
+        "dropped",
+        "limit_bytes",
+        "size_bytes",
+    )
 
     def __init__(self, limit_bytes: int, budget: MemoryBudget) -> None:
         self._items: deque[tuple[float, int, T]] = deque()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from circuits.inner import Item, ItemType
-from exit.tun.segment import segment_packet
-from exit.tun.vnet import validate_offload
+from exit.packets import parse
+from exit.tun.segment import to_packets
+from exit.tun.vnet import is_plain, validate_offload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,22 +55,27 @@ class TunSide:
         """The inner item for one raw read of at least one byte of packet."""
         if not self._has_offload:
             return Item(ItemType.IP, 0, raw)
-        if raw.startswith(_NO_OFFLOAD):
+        if is_plain(raw):
             return Item(ItemType.IP, 0, raw[VNET_HEADER_BYTES:])
         return Item(ItemType.OFFLOAD, 0, raw)
 
+    def check(self, item: Item) -> bool:
+        """Whether an OFFLOAD item's header agrees with its packet; False is counted."""
+        packet = parse(item.data, VNET_HEADER_BYTES)
+        if packet is None or validate_offload(item.data, packet) is not None:
+            self.refused += 1
+            return False
+        return True
+
     def write(self, item: Item) -> bool:
-        """Write an IP or OFFLOAD item; False, and counted, when its offload header lies or the kernel refuses it."""
+        """Write an IP item, or an OFFLOAD item that was checked; False, and counted, when the kernel refuses it."""
         kind, _, data = item
         if kind == ItemType.OFFLOAD:
-            if validate_offload(data[:VNET_HEADER_BYTES], memoryview(data)[VNET_HEADER_BYTES:]) is not None:
-                self.refused += 1
-                return False
             if self._has_offload:
                 taken = self._write(data)
             else:
                 taken = True
-                for packet in segment_packet(data[:VNET_HEADER_BYTES], data[VNET_HEADER_BYTES:]):
+                for packet in to_packets(data):
                     taken = self._write(packet) and taken
         elif self._has_offload:
             taken = self._write(_NO_OFFLOAD + data)

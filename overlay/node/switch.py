@@ -191,7 +191,11 @@ class CircuitSwitch(Generic[L]):
         self.counters.builds += 1
         circuit_id = message.circuit_id
         # The peer chose the id, so its top bit tells who dialled; one in use or of our own half is no honest mistake.
-        if circuit_id == 0 or circuit_id in neighbour.circuits or bool(circuit_id >> 31) is not link.is_dialler:
+        if (
+            circuit_id == 0
+            or circuit_id in neighbour.circuits
+            or bool(circuit_id >> 31) is not link.is_dialler
+        ):
             self._reject(link, circuit_id, 1)
             return
         if not self._admit(link, neighbour, now):
@@ -325,13 +329,17 @@ class CircuitSwitch(Generic[L]):
             link,
             circuit_id,
             self._host.price_in(link, request.price_in),
-            InnerAddresses(addresses.ipv4.packed, addresses.ipv6.packed if addresses.ipv6 is not None else None),
+            InnerAddresses(
+                addresses.ipv4.packed, addresses.ipv6.packed if addresses.ipv6 is not None else None
+            ),
         )
         lifetime_s = min(request.lifetime_s, MAX_LIFETIME_S)
         self._carry(_Carried(flow, link, circuit_id, now + lifetime_s, addresses=addresses))
         self._host.send(link, Built(circuit_id, built.records))
 
-    def _extend(self, link: L, neighbour: _Neighbour[L], circuit_id: int, outcome: Extend, now: float) -> None:
+    def _extend(
+        self, link: L, neighbour: _Neighbour[L], circuit_id: int, outcome: Extend, now: float
+    ) -> None:
         request = outcome.pending.request
         entry = _Building(outcome.pending, link, circuit_id, outcome.next.node_id, outcome.records)
         neighbour.circuits[circuit_id] = entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ class Node:
         self.engine = PythonEngine(
             self,
             clock=clock,
+            rng=os.urandom,
             memory_limit_bytes=memory_limit_bytes,
             gate=lambda addresses: ExitGate(OpenTable(), addresses, DNS, self.gate_counters),
         )

@@ -123,7 +123,11 @@ class Relay:
 
     def may_extend(self, node_id: bytes, address) -> str | None:
         known = self.net.relays.get(node_id)
-        return None if known is not None and known.address == tuple(address) else "it is not in this relay's directory"
+        return (
+            None
+            if known is not None and known.address == tuple(address)
+            else "it is not in this relay's directory"
+        )
 
     def price_in(self, link: FakeEnd, wei_per_packet: int) -> Price:
         return Price(Meter(), wei_per_packet)
@@ -168,7 +172,9 @@ class SwitchNet:
             acceptor.links[dialler.node_id] = far
         return near
 
-    def start(self, *, wanted: ExitHere | None = None, lifetime_s: int = 600, hops=None, circuit_id: int = 7) -> ClientBuild:
+    def start(
+        self, *, wanted: ExitHere | None = None, lifetime_s: int = 600, hops=None, circuit_id: int = 7
+    ) -> ClientBuild:
         build = ClientBuild(
             [relay.hop() for relay in (hops or self.path)],
             wanted or ExitHere(),

@@ -4,9 +4,7 @@ from hypothesis import strategies as st
 from overlay.engine.meters import Meter
 
 
-@given(
-    st.integers(0, 10**24), st.lists(st.tuples(st.integers(0, 48), st.integers(0, 10**15)), max_size=50)
-)
+@given(st.integers(0, 10**24), st.lists(st.tuples(st.integers(0, 48), st.integers(0, 10**15)), max_size=50))
 def test_a_meter_never_spends_more_than_its_credit(credit: int, charges: list[tuple[int, int]]) -> None:
     meter = Meter(credit_wei=credit)
     carried = 0

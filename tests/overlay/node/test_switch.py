@@ -117,7 +117,11 @@ def test_silence_is_refused_by_the_relay_next_to_it() -> None:
     assert isinstance(outcome, BuildFailed)
     assert outcome.kind is FailureKind.REFUSED
     assert [relay.build.pending_count for relay in net.path[:2]] == [0, 0]
-    assert [relay.switch.circuits_of(end) for relay in net.path[:2] for end in relay.links.values()] == [0, 0, 0]
+    assert [relay.switch.circuits_of(end) for relay in net.path[:2] for end in relay.links.values()] == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_a_late_answer_to_a_refused_build_is_ignored() -> None:

@@ -1,0 +1,138 @@
+"""An exit's own side: network, addresses, gate, DNS and the TUN, joined to the engine."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from circuits.building.messages import ExitAddresses, ExitHere
+from exit.addresses import DNS_V4_PACKED, DNS_V6_PACKED, AddressPool, Lease
+from exit.io.dns import DnsServer, open_dns
+from exit.io.network import ExitNetwork, NetworkSettings, open_network
+from exit.policy import parse_policy
+from overlay.engine.gate import ExitGate, GateCounters
+from overlay.engine.interface import InnerAddresses
+from overlay.engine.io.tun_loop import run_tun
+from overlay.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from overlay.config.model import Config
+    from overlay.directory import Directory
+    from overlay.engine.python import PythonEngine
+
+DNS = InnerAddresses(DNS_V4_PACKED, DNS_V6_PACKED)
+REFRESH_S = 30.0
+"""How often the machine's own addresses are looked at again."""
+
+log = get_logger("exit")
+
+
+class ExitSide:
+    """What the relay's node asks of its exit. Made by ``open_exit_side``."""
+
+    def __init__(self, network: ExitNetwork, dns: DnsServer, directory: Directory) -> None:
+        self.network = network
+        self.dns = dns
+        self.counters = GateCounters()
+        self._pool = AddressPool(os.urandom)
+        self._leases: dict[IPv4Address, Lease] = {}
+        self._directory = directory
+        self._changed = trio.Event()
+
+    def gate(self, addresses: InnerAddresses) -> ExitGate:
+        """The gate of one circuit."""
+        return ExitGate(self.network.table, addresses, DNS, self.counters)
+
+    def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
+        """Inner addresses for a circuit; None when there are none left."""
+        lease = self._pool.lease(
+            wanted.ipv4.packed if wanted.ipv4 is not None else b"",
+            wanted.ipv6.packed if wanted.ipv6 is not None else b"",
+            now,
+        )
+        if lease is None:
+            return None
+        v4 = IPv4Address(lease.v4)
+        self._leases[v4] = lease
+        has_ipv6 = self.network.has_ipv6 and wanted.wants_ipv6
+        return ExitAddresses(
+            v4,
+            IPv6Address(lease.v6) if has_ipv6 else None,
+            IPv4Address(DNS_V4_PACKED),
+            IPv6Address(DNS_V6_PACKED) if has_ipv6 else None,
+        )
+
+    def release(self, addresses: ExitAddresses, now: float) -> None:
+        """Give a circuit's addresses back; they rest before the next circuit gets them."""
+        lease = self._leases.pop(addresses.ipv4, None)
+        if lease is not None:
+            self._pool.release(lease, now)
+
+    def set_directory(self, directory: Directory) -> None:
+        """The relays that customers must not be sent to have changed."""
+        self._directory = directory
+        self._changed.set()
+
+    def status(self) -> dict[str, Any]:
+        """For `hopfare status`."""
+        return {
+            "ipv6": self.network.has_ipv6,
+            "addresses_leased": len(self._pool),
+            "malformed": self.counters.malformed,
+            "spoofed": self.counters.spoofed,
+            "refused": self.counters.refused,
+            "warnings": list(self.network.warnings),
+        }
+
+    async def keep_denied(self) -> None:
+        """Deny relays' and the machine's own addresses as they change, until cancelled."""
+        while True:
+            await self.network.set_relays([address.packed for address in self._directory.known_addresses()])
+            self._changed = trio.Event()
+            with trio.move_on_after(REFRESH_S):
+                await self._changed.wait()
+            await self.network.refresh()
+
+
+@asynccontextmanager
+async def open_exit_side(
+    config: Config, engine: PythonEngine, directory: Directory, flush: Callable[[], None]
+) -> AsyncIterator[ExitSide]:
+    """Bring the exit's side up and run it until the block is left.
+
+    Raises PrivilegeError, EnvError, PolicyError: each one sentence for the operator.
+    """
+    own = config.relay.advertise or config.relay.listen
+    settings = NetworkSettings(
+        policy=parse_policy(config.exit.policy, open_ports=config.exit.open_ports),
+        name=config.exit.interface,
+        tun=config.exit.interface,
+        addresses=tuple(address.ip for address in own if address.ip not in ("0.0.0.0", "::")),
+        allow_ranges=tuple(str(network) for network in config.exit.allow_ranges),
+        ipv6={"auto": None, "on": True, "off": False}[config.exit.ipv6],
+    )
+    async with (
+        open_network(settings, config.state_dir) as network,
+        open_dns(network, [(address.ip, address.port) for address in config.exit.resolvers]) as dns,
+        trio.open_nursery() as nursery,
+    ):
+        for warning in network.warnings:
+            log.warning("exit network", note=warning)
+        side = ExitSide(network, dns, directory)
+        engine.attach_tun(network.tun, by_source=False)
+
+        async def pump() -> None:
+            await run_tun(engine, network.tun, flush, may_rest=False)
+
+        nursery.start_soon(pump)
+        nursery.start_soon(side.keep_denied)
+        try:
+            yield side
+        finally:
+            nursery.cancel_scope.cancel()

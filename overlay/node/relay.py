@@ -1,0 +1,376 @@
+"""A relay, and an exit: the switch, the engine, the links and (for an exit) the TUN, joined and run.
+
+    await run_relay(config, as_exit=False)
+
+runs until cancelled. Everything it changed on the machine is undone on the way out, and by the next start after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from circuits.building.messages import Address, ExitAddresses, ExitHere
+from circuits.building.relay import RelayBuild
+from overlay.engine.interface import FlowFault, FlowHandle, Price
+from overlay.engine.meters import Meter
+from overlay.engine.python import PythonEngine
+from overlay.errors import DecodeError
+from overlay.identity import format_node_id
+from overlay.links.io.endpoint import Endpoint, LinkError, open_endpoint
+from overlay.links.limits import LinkLimits
+from overlay.logs import RateLimit, get_logger
+from overlay.messages import Build, Built, Destroy, Goodbye, decode_control, encode_control
+from overlay.node.directory_host import explain_no_extend
+from overlay.node.io.exit_side import ExitSide, open_exit_side
+from overlay.node.io.files import load_directory, load_identity, load_onion_keys
+from overlay.node.io.local import lock_state, serve_local
+from overlay.node.suites import offered_suites
+from overlay.node.switch import CircuitSwitch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from overlay.config.model import Config
+    from overlay.directory import Directory
+    from overlay.identity import Identity
+    from overlay.links.link import Link
+    from overlay.messages import Message
+
+TICK_S = 1.0
+DIAL_TIMEOUT_S = 3.0
+"""Shorter than a build's own time-out at the relay before, so that it is this relay which names the one it could not reach."""
+MAX_DIALS = 256
+KEY_CHECK_S = 600.0
+BAD_MESSAGES_LIMIT = 16
+
+log = get_logger("relay")
+
+
+class RelayNode:
+    """One relay's state between its links and its switch. Made by ``run_relay``."""
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        directory: Directory,
+        build: RelayBuild,
+        *,
+        as_exit: bool,
+        nursery: trio.Nursery,
+    ) -> None:
+        """Nothing runs yet; ``endpoint`` and ``exit_side`` are set before the first link comes up."""
+        self.identity = identity
+        self.directory = directory
+        self.build = build
+        self.as_exit = as_exit
+        self.endpoint: Endpoint
+        self.exit_side: ExitSide | None = None
+        self.started_s = trio.current_time()
+        self._nursery = nursery
+        self._dials: set[bytes] = set()
+        self._links: dict[bytes, Link] = {}
+        self._all_links: set[Link] = set()
+        self._meters: dict[Link, tuple[Meter, Meter]] = {}
+        self._bad_messages: dict[Link, int] = {}
+        self._limit = RateLimit()
+        self.engine = PythonEngine(
+            self,
+            clock=trio.current_time,
+            rng=os.urandom,
+            memory_limit_bytes=config.node.memory_limit_bytes,
+            gate=lambda addresses: self._exit().gate(addresses),
+        )
+        self.switch: CircuitSwitch[Link] = CircuitSwitch(
+            self,
+            self.engine,
+            build,
+            node_id=identity.node_id,
+            price_wei_per_packet=config.relay.price_wei_per_packet,
+            is_exit=as_exit,
+            random_id=lambda: int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF,
+            max_circuits=config.relay.max_circuits,
+        )
+
+    def _exit(self) -> ExitSide:
+        assert self.exit_side is not None
+        return self.exit_side
+
+    # -- what the engine tells ------------------------------------------------------------------------------------
+
+    def on_link_up(self, link: Link) -> None:
+        """A neighbour is there."""
+        self._all_links.add(link)
+        if link.peer is not None:
+            # Of two links between the same relays the later one is used for new circuits; the other ends with its own.
+            self._links[link.peer] = link
+        self.switch.on_link_up(link, trio.current_time())
+
+    def on_link_closed(self, link: Link, code: int, reason: str) -> None:
+        """A neighbour is gone."""
+        self._all_links.discard(link)
+        self._meters.pop(link, None)
+        self._bad_messages.pop(link, None)
+        if link.peer is not None and self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        self.switch.on_link_closed(link, trio.current_time())
+        if link.peer is not None and code:
+            self._warn("link closed", peer=format_node_id(link.peer), code=code, reason=reason)
+
+    def on_control(self, link: Link, message: bytes) -> None:
+        """A neighbour's control message. One that cannot be read is counted; too many end the link."""
+        now = trio.current_time()
+        try:
+            decoded = decode_control(message)
+        except DecodeError:
+            self._bad_message(link)
+            return
+        if isinstance(decoded, Build):
+            self.switch.on_build(link, decoded, now, time.time())
+        elif isinstance(decoded, Built):
+            self.switch.on_built(link, decoded, now)
+        elif isinstance(decoded, Destroy):
+            self.switch.on_destroy(link, decoded, now)
+        elif isinstance(decoded, Goodbye):
+            if link.peer is not None and self._links.get(link.peer) is link:
+                del self._links[link.peer]
+        else:
+            self._bad_message(link)
+
+    def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
+        """The engine dropped a circuit's flow."""
+        if fault is FlowFault.MEMORY:
+            self._warn("circuit ended: the memory limit is reached")
+        self.switch.on_flow_lost(flow, fault, trio.current_time())
+
+    def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
+        """Only clients send echoes."""
+
+    def on_meter_low(self, meter: Meter) -> None:
+        """Meters have no limit in a network without payments."""
+
+    def _bad_message(self, link: Link) -> None:
+        count = self._bad_messages.get(link, 0) + 1
+        self._bad_messages[link] = count
+        if count >= BAD_MESSAGES_LIMIT:
+            link.close(1, "too many messages that cannot be read")
+
+    # -- what the switch asks for ---------------------------------------------------------------------------------
+
+    def send(self, link: Link, message: Message) -> None:
+        """Send a control message; on a link that is going down it is lost, as is all on it."""
+        link.send_control(encode_control(message))
+
+    def find_link(self, node_id: bytes) -> Link | None:
+        """The link to a relay, or None."""
+        return self._links.get(node_id)
+
+    def dial(self, node_id: bytes, address: Address) -> None:
+        """Dial in the background."""
+        if len(self._dials) >= MAX_DIALS:
+            self.switch.on_dialled(node_id, None, "too many dials at once", trio.current_time())
+            return
+        self._dials.add(node_id)
+        self._nursery.start_soon(self._dial, node_id, address)
+
+    async def _dial(self, node_id: bytes, address: Address) -> None:
+        link: Link | None = None
+        reason = "no answer"
+        try:
+            with trio.move_on_after(DIAL_TIMEOUT_S):
+                link = await self.endpoint.dial(address, node_id)
+        except LinkError as error:
+            reason = str(error)
+        finally:
+            self._dials.discard(node_id)
+        self.switch.on_dialled(node_id, link, reason, trio.current_time())
+        self.endpoint.flush()
+
+    def may_extend(self, node_id: bytes, address: Address) -> str | None:
+        """See ``explain_no_extend``."""
+        return explain_no_extend(self.directory, node_id, address, time.time())
+
+    def price_in(self, link: Link, wei_per_packet: int) -> Price:
+        """What this neighbour's circuits cost it."""
+        return Price(self._meter(link)[0], wei_per_packet)
+
+    def price_out(self, link: Link, wei_per_packet: int) -> Price:
+        """What circuits to this neighbour cost this relay."""
+        return Price(self._meter(link)[1], wei_per_packet)
+
+    def _meter(self, link: Link) -> tuple[Meter, Meter]:
+        return self._meters.setdefault(link, (Meter(), Meter()))
+
+    def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
+        """Inner addresses of the exit."""
+        return None if self.exit_side is None else self.exit_side.allocate(wanted, now)
+
+    def release(self, addresses: ExitAddresses, now: float) -> None:
+        """Give inner addresses back."""
+        self._exit().release(addresses, now)
+
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What `hopfare status` shows: counts and neighbours, never circuits' ends."""
+        links = [
+            {
+                "peer": format_node_id(link.peer) if link.peer is not None else "customer",
+                "address": _address_text(link.peer_address),
+                "dialled": link.is_dialler,
+                "circuits": self.switch.circuits_of(link),
+                "rtt_ms": round(link.rtt_s * 1000, 2),
+                "packets_in_charged": self._meter(link)[0].packets,
+                "packets_out_charged": self._meter(link)[1].packets,
+            }
+            for link in self._all_links
+        ]
+        counters = self.switch.counters
+        status: dict[str, Any] = {
+            "role": "exit" if self.as_exit else "relay",
+            "name": self.identity.name,
+            "ready": True,
+            "problems": [],
+            "uptime_s": round(trio.current_time() - self.started_s, 1),
+            "pid": os.getpid(),
+            "directory": len(self.directory),
+            "circuits": self.switch.circuit_count,
+            "links": links,
+            "builds": {
+                "seen": counters.builds,
+                "built": counters.built,
+                "refused": counters.refused,
+                "rejected": counters.rejected,
+                "destroyed": counters.destroyed,
+                "lost": counters.lost,
+            },
+            "queued_bytes": self.engine.budget.used_bytes,
+        }
+        if self.exit_side is not None:
+            status["exit"] = self.exit_side.status()
+        return status
+
+    def _warn(self, event: str, **values: object) -> None:
+        """Log what a peer caused, at a bounded rate."""
+        suppressed = self._limit.allow(event, trio.current_time())
+        if suppressed is not None:
+            log.warning(event, **values, **({"suppressed": suppressed} if suppressed else {}))
+
+
+def _address_text(address: tuple[Any, ...]) -> str:
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve_exit_addresses(v4: bytes, v6: bytes | None, dns_v4: bytes, dns_v6: bytes) -> ExitAddresses:
+    """The addresses of a lease in the form of a build's answer."""
+    return ExitAddresses(
+        IPv4Address(v4),
+        IPv6Address(v6) if v6 is not None else None,
+        IPv4Address(dns_v4),
+        IPv6Address(dns_v6) if v6 is not None else None,
+    )
+
+
+async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None] | None = None) -> None:
+    """Run a relay (or an exit) until cancelled. ``started`` is called once it answers on its addresses.
+
+    Raises FileError, ConfigError, AlreadyRunningError and the exit's privilege and network errors, each one sentence for the
+    operator; nothing of a peer's making.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lock_state(config.state_dir))
+        identity = load_identity(config)
+        keys = load_onion_keys(config, time.time(), os.urandom)
+        directory, _ = load_directory(config, time.time())
+        build = RelayBuild(identity.node_id, keys, offered_suites(), os.urandom)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        node = RelayNode(config, identity, directory, build, as_exit=as_exit, nursery=nursery)
+        limits = LinkLimits(
+            max_links=config.relay.max_links, max_links_per_address=config.relay.max_links_per_address
+        )
+        node.endpoint = await stack.enter_async_context(
+            open_endpoint(
+                [(address.ip, address.port) for address in config.relay.listen],
+                identity,
+                node.engine,
+                backend=config.node.quic,
+                limits=limits,
+            )
+        )
+        if as_exit:
+            node.exit_side = await stack.enter_async_context(
+                open_exit_side(config, node.engine, directory, node.endpoint.flush)
+            )
+        nursery.start_soon(_keep_time, node)
+        nursery.start_soon(_keep_directory, node, config)
+        await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
+        log.info("ready", role="exit" if as_exit else "relay", name=identity.name, relays=len(directory))
+        if started is not None:
+            started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            node.switch.close(trio.current_time())
+            node.endpoint.flush()
+            nursery.cancel_scope.cancel()
+
+
+class _Local:
+    """Answers the local control socket."""
+
+    def __init__(self, node: RelayNode, scope: trio.CancelScope) -> None:
+        self._node = node
+        self._scope = scope
+
+    async def handle(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        if method == "status":
+            return self._node.status()
+        if method == "stop":
+            self._scope.cancel()
+            return {}
+        raise LookupError(f"a relay has no {method}")
+
+
+async def _keep_time(node: RelayNode) -> None:
+    """Builds' time-outs and circuits' ends."""
+    while True:
+        await trio.sleep(TICK_S)
+        node.switch.handle_timeout(trio.current_time())
+        node.endpoint.flush()
+
+
+async def _keep_directory(node: RelayNode, config: Config) -> None:
+    """Onion keys as they fall due, and the seed list when its file changes."""
+    seen = _stamp(config)
+    while True:
+        await trio.sleep(60.0)
+        node.build.set_keys(load_onion_keys(config, time.time(), os.urandom))
+        stamp = _stamp(config)
+        if stamp == seen:
+            continue
+        seen = stamp
+        try:
+            node.directory, _ = load_directory(config, time.time())
+        except Exception as error:  # an operator's file in the making: keep the old one and say so
+            log.error("the new seed list is not used", reason=str(error))
+            continue
+        if node.exit_side is not None:
+            node.exit_side.set_directory(node.directory)
+        log.info("seed list read", relays=len(node.directory))
+
+
+def _stamp(config: Config) -> tuple[int, int]:
+    if config.seed_list is None:
+        return 0, 0
+    try:
+        status = config.seed_list.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
