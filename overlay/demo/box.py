@@ -166,6 +166,13 @@ class Box:
             raise LabError(_refusal(hello))
         self.own_proc = hello["own_proc"]
 
+    @property
+    def keeper_pid(self) -> int:
+        """The process that everything in the box descends from. Raises LabError if the box is closed."""
+        if self._keeper is None:
+            raise LabError("the lab is closed")
+        return self._keeper.pid
+
     def close(self) -> None:
         """End every process in the box and remove its namespaces; waits until that is done."""
         if self._control is not None:

@@ -37,7 +37,6 @@ class Links:
         """Work on `lab`, which must be open when a method is called."""
         self._lab = lab
         self._emulators: dict[str, Process] = {}
-        self._captures = 0
 
     def segment(self, name: str, *, on: bool = True) -> None:
         """Have both ends of a host's link cut super-packets before sending, so that each packet is one.
@@ -141,9 +140,8 @@ class Links:
 
     def capture(self, name: str, *, device: str = "eth0") -> Capture:
         """Start capturing on a device of a host (or of the hub: its devices are named after the hosts)."""
-        self._captures += 1
-        path = self._lab.path / f"{self._captures:03d}-{name}-{device}.pcap"
-        return Capture(self._lab, name, device, path)
+        number = sum(1 for _ in self._lab.path.glob("*.pcap")) + 1
+        return Capture(self._lab, name, device, self._lab.path / f"{number:03d}-{name}-{device}.pcap")
 
     def _host(self, name: str) -> Host:
         try:

@@ -93,8 +93,12 @@ class WebServer:
         self.seen: deque[dict[str, object]] = deque(maxlen=_MAX_SEEN)
         handler = type("Handler", (_Handler,), {"web": self})
         self.git_folder = git_folder
-        self._tls = tls
         self._server = _Server(("::", port), handler, tls)
+
+    @property
+    def port(self) -> int:
+        """The port it is bound to."""
+        return int(self._server.server_address[1])
 
     def start(self) -> None:
         """Serve from now on."""
@@ -117,6 +121,7 @@ class _Server(ThreadingHTTPServer):
         # The base class asks the resolver for our own name, which takes seconds in a lab.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "demo", self.server_address[1]
 
     def finish_request(self, request: object, client_address: object) -> None:
