@@ -32,6 +32,7 @@ class Domain:
     contract: bytes
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a field of the wrong length or out of range."""
         if not 0 < self.chain_id <= MAX_CHAIN_ID:
             raise ValueError(f"chain id {self.chain_id} is outside 1..2^63-37")
         if len(self.contract) != ADDRESS_BYTES:
@@ -54,6 +55,7 @@ class Book:
     tip: bytes
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a field of the wrong length or out of range."""
         if len(self.payee) != ADDRESS_BYTES or len(self.tip) != WORD_BYTES:
             raise ValueError("a book's payee has 20 bytes and its tip 32")
         if not (0 <= self.number <= MAX_NUMBER and 0 <= self.base_wei <= MAX_BASE_WEI):
@@ -79,6 +81,7 @@ class SignedBook:
     signature: bytes
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a field of the wrong length or out of range."""
         if len(self.signature) != SIGNATURE_BYTES:
             raise ValueError("a signature has 65 bytes")
 

@@ -39,6 +39,7 @@ class RpcRefusedError(ChainError):
     """An endpoint answered with a JSON-RPC error; `code` and `data` are the endpoint's own."""
 
     def __init__(self, message: str, code: int = 0, data: object = None) -> None:
+        """Keep what the endpoint said."""
         super().__init__(message)
         self.code = code
         self.data = data

@@ -1,12 +1,13 @@
 """Payment messages as bytes on a link's control stream: fixed layouts, big-endian, a kind byte in front.
 
-Owns layouts only; what a message means is the tabs' affair. The overlay carries these bytes inside one control
-message of its own. docs/protocol/payments.md, section 5.
+Owns layouts only; what a message means is the tabs' affair. The overlay carries these bytes inside a
+control message of its own. docs/protocol/payments.md, section 5.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,7 +287,7 @@ def _read_refused(f: _Fields, payee: bytes) -> Refused:
     return Refused(refusal, f[2], f[3])
 
 
-_DECODERS = {
+_DECODERS: dict[int, tuple[struct.Struct, Callable[[_Fields, bytes], Message]]] = {
     KIND_TERMS: (_TERMS, _read_terms),
     KIND_ATTACH: (_ATTACH, _read_attach),
     KIND_BOOK: (_BOOK, _read_book),

@@ -1,7 +1,7 @@
 """keccak-256, the one hash of books, chains and contracts.
 
 The backend is safe-pysha3 (about 1.2 us for 32 bytes); pycryptodome, which eth-account brings along, stands
-in where that wheel is missing (about 8 us, so the speed targets of docs/protocol/payments.md do not hold then).
+in where that wheel is missing (about 8 us; the speed targets of docs/protocol/payments.md then do not hold).
 """
 
 from __future__ import annotations

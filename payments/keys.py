@@ -64,17 +64,21 @@ class PurseKey:
         return keccak256(b"hopfare derive\0" + keccak256(label) + self._key.secret)
 
     def __repr__(self) -> str:
+        """Show what is not secret."""
         return f"PurseKey(0x{self._address.hex()})"
 
     def __eq__(self, other: object) -> bool:
+        """Compare in constant time."""
         if not isinstance(other, PurseKey):
             return NotImplemented
         return hmac.compare_digest(self._key.secret, other._key.secret)
 
     def __hash__(self) -> int:
+        """Hash by address."""
         return hash(self._address)
 
     def __reduce__(self) -> str:
+        """Refuse to be pickled."""
         raise TypeError("a purse key is not pickled")
 
 

@@ -89,11 +89,7 @@ class Payee:
             refusal = check_signature(signed, self.payer, self._separator)
         if refusal is not None:
             return refusal
-        if self._book is None:
-            self._spent_wei += signed.book.base_wei
-            gained = 0
-        else:
-            gained = signed.book.base_wei - self.worth_wei
+        gained = 0 if self._book is None else signed.book.base_wei - self.worth_wei
         self._take(signed)
         return gained
 

@@ -116,7 +116,7 @@ class Payer:
         we go on from there.
         """
         if shown is None:
-            again = self._send_again()
+            again = self.send_again()
             return (Resumed.AHEAD if again else Resumed.SAME), again
         book = shown.book
         if (
@@ -131,9 +131,9 @@ class Payer:
             if index == self._index:
                 return Resumed.SAME, []
             if index < self._index:
-                return Resumed.AHEAD, self._send_again(with_book=False)
+                return Resumed.AHEAD, self.send_again(with_book=False)
         elif mine is not None and mine.book.number > book.number and self.worth_wei >= book.worth_wei(index):
-            return Resumed.AHEAD, self._send_again()
+            return Resumed.AHEAD, self.send_again()
         elif mine is not None and mine.book.number >= book.number:
             # Two different books of ours have this number or the newer one owes less: memory was lost and
             # something was signed since. Start a fresh book past everything that either side knows.
@@ -144,7 +144,8 @@ class Payer:
         self._signed, self._index, self._words = shown, index, None
         return Resumed.BEHIND, []
 
-    def _send_again(self, with_book: bool = True) -> list[bytes]:
+    def send_again(self, with_book: bool = True) -> list[bytes]:
+        """Return the newest book (unless not wanted) and the newest ticket given from it, as messages."""
         if self._signed is None:
             return []
         messages = [encode_book(self._signed)] if with_book else []
