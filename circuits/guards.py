@@ -1,0 +1,306 @@
+"""Guards and second-layer relays: the few first and middle hops a client keeps, and their form on disk.
+
+Why: with a fresh first hop for each circuit, whoever runs some of the relays soon sees each customer once
+at both ends. With few, kept for months, most customers are never seen. The second layer makes it as slow
+to find a customer's guard.
+
+Owns which relays those are, when they expire and in which order they are used. Does not own what makes a
+relay suitable (`circuits.path_index`) nor the rest of the path (`circuits.path`). Each filter set (choice
+of guards and middles) has a state of its own, so that a filter does not use up the guards of another.
+Times are seconds since 1970 but for the back-off's. Specification: docs/protocol/pool.md, section
+"Guards".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from circuits.backoff import BackOff
+from circuits.candidates import Constraints, Only
+from circuits.errors import DecodeError
+from circuits.handshake import NODE_ID_BYTES, Rng
+from circuits.path_index import Entry, PathIndex, Selection, uniform
+
+PRIMARY_GUARDS = 3
+MAX_GUARDS = 8  # primaries and those added while no primary could be reached
+GUARD_LIFE_S = (60 * 86_400.0, 120 * 86_400.0)
+UNLISTED_LIFE_S = 7 * 86_400.0  # a guard missing in the directory is kept this long: it may come back
+ADD_GUARD_AFTER_S = (
+    15.0  # no guard reachable for this long before another is added: a lost uplink must not use up guards
+)
+ADD_GUARD_EVERY_S = 60.0
+MIDDLES = 4
+MAX_MIDDLES = 8
+MIDDLE_LIFE_S = (86_400.0, 12 * 86_400.0)  # the longer of two draws
+CLOCK_SLACK_S = 86_400.0
+MAX_SETS = 16  # filter sets kept; the least recently used makes room
+MAX_STATE_BYTES = 65_536
+
+
+@dataclass(slots=True)
+class Kept:
+    """A relay kept as guard or middle."""
+
+    node_id: bytes
+    added_s: float
+    expires_s: float
+    unlisted_since_s: float | None = None
+
+
+class _StoredSet(msgspec.Struct, forbid_unknown_fields=True):
+    key: str
+    last_used_s: float
+    guards: list[Kept] = []
+    middles: list[Kept] = []
+
+
+class _StoredGuards(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    sets: list[_StoredSet]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What every choice needs: the directory, who failed lately, randomness, the steady clock and the
+    time of day.
+    """
+
+    index: PathIndex
+    backoff: BackOff
+    rng: Rng
+    now: float
+    unix_s: float
+
+
+@dataclass(slots=True)
+class GuardSet:
+    """The guards (in order of use) and the second layer of one filter set."""
+
+    key: str
+    last_used_s: float = 0.0
+    guards: list[Kept] = field(default_factory=list)
+    middles: list[Kept] = field(default_factory=list)
+    changed: bool = False
+    _added_at: float | None = None
+    _all_waiting_since: float | None = None
+
+    def choose_guard(
+        self, selection: Selection, accept: Callable[[Entry], bool], moment: Moment
+    ) -> tuple[Entry, str] | None:
+        """Return the guard to use and why it; None if none fits and is reachable (`retry_at` tells when
+        next).
+
+        The first guard in order that `accept` takes and that is not waited for. Another one is added
+        where all that are kept are unfit (at once), or where all have been unreachable for some time (one
+        a minute), up to MAX_GUARDS.
+        """
+        self._expire(self.guards, moment, UNLISTED_LIFE_S)
+        self._fill(self.guards, selection, moment, PRIMARY_GUARDS, MAX_GUARDS, _guard_life)
+        self.last_used_s = moment.unix_s
+        now = moment.now
+        fitting = [entry for entry in _listed(self.guards, selection) if accept(entry)]
+        for place, entry in enumerate(fitting):
+            if not moment.backoff.is_waiting(entry.candidate.node_id, now):
+                if not moment.backoff.failures(entry.candidate.node_id):
+                    self._all_waiting_since = None
+                reason = (
+                    "the first of our guards" if place == 0 else "a guard; those before it are unreachable"
+                )
+                return entry, reason
+        if fitting:
+            if self._all_waiting_since is None:
+                self._all_waiting_since = now
+            if now - self._all_waiting_since < ADD_GUARD_AFTER_S:
+                return None
+            if self._added_at is not None and now - self._added_at < ADD_GUARD_EVERY_S:
+                return None
+            self._added_at = now
+        added = self._add(self.guards, selection, accept, moment, MAX_GUARDS, _guard_life)
+        if added is None:
+            return None
+        return added, "a new guard; all others are " + ("unreachable" if fitting else "unfit for this path")
+
+    def choose_middle(
+        self, selection: Selection, accept: Callable[[Entry], bool], moment: Moment
+    ) -> tuple[Entry, str] | None:
+        """Return a middle and why it: by lot from the second layer, or any other where none of that fits
+        and works.
+        """
+        self._expire(self.middles, moment, 0.0)
+        self._fill(self.middles, selection, moment, MIDDLES, MAX_MIDDLES, _middle_life)
+
+        def works(entry: Entry) -> bool:
+            return accept(entry) and not moment.backoff.is_waiting(entry.candidate.node_id, moment.now)
+
+        fitting = [entry for entry in _listed(self.middles, selection) if works(entry)]
+        if fitting:
+            return fitting[int(uniform(moment.rng) * len(fitting))], "one of our second layer"
+        other = selection.draw(works, moment.rng) or selection.draw(accept, moment.rng)
+        return None if other is None else (other, "drawn by weight; no relay of our second layer fits")
+
+    def retry_at(self, moment: Moment) -> float:
+        """Return when to ask again after `choose_guard` returned None: a guard may be tried, or another
+        be added.
+        """
+        now = moment.now
+        times = [moment.backoff.retry_at(kept.node_id) for kept in self.guards]
+        waits = [time for time in times if time is not None and time > now]
+        if self._all_waiting_since is not None:
+            waits.append(max(self._all_waiting_since + ADD_GUARD_AFTER_S, now + 1.0))
+        return min(waits, default=now + 1.0)
+
+    def _expire(self, kept: list[Kept], moment: Moment, unlisted_life_s: float) -> None:
+        unix_s = moment.unix_s
+        for k in kept:
+            if k.node_id in moment.index.by_id:
+                k.unlisted_since_s = None
+            elif k.unlisted_since_s is None or k.unlisted_since_s > unix_s:
+                k.unlisted_since_s = unix_s
+            if k.added_s > unix_s + CLOCK_SLACK_S:
+                # Added while the clock was ahead: count its life from now.
+                k.expires_s -= k.added_s - unix_s
+                k.added_s = unix_s
+        live = [
+            k
+            for k in kept
+            if k.expires_s > unix_s
+            and (k.unlisted_since_s is None or unix_s - k.unlisted_since_s < unlisted_life_s)
+        ]
+        if len(live) != len(kept):
+            kept[:] = live
+            self.changed = True
+
+    def _fill(
+        self,
+        kept: list[Kept],
+        selection: Selection,
+        moment: Moment,
+        wanted: int,
+        limit: int,
+        life_s: Callable[[Rng], float],
+    ) -> None:
+        while len(_listed(kept, selection)) < wanted:
+            if self._add(kept, selection, lambda _: True, moment, limit, life_s) is None:
+                return
+
+    def _add(
+        self,
+        kept: list[Kept],
+        selection: Selection,
+        accept: Callable[[Entry], bool],
+        moment: Moment,
+        limit: int,
+        life_s: Callable[[Rng], float],
+    ) -> Entry | None:
+        """Add a relay that is not kept yet, unrelated to those that are if possible; None if there is
+        none.
+        """
+        known = {k.node_id for k in kept}
+        present = _listed(kept, selection)
+        unfit = [k for k in kept if k.node_id not in selection.by_id]
+        if len(kept) >= limit and not unfit:
+            return None
+
+        def is_new(entry: Entry) -> bool:
+            return entry.candidate.node_id not in known and accept(entry)
+
+        rng = moment.rng
+        found = selection.draw(lambda e: is_new(e) and not any(e.is_related(p) for p in present), rng)
+        found = found or selection.draw(is_new, rng)
+        if found is None:
+            return None
+        if len(kept) >= limit:
+            kept.remove(unfit[0])
+        kept.append(Kept(found.candidate.node_id, moment.unix_s, moment.unix_s + life_s(rng)))
+        self.changed = True
+        return found
+
+
+class GuardStore:
+    """The guard sets of all filter sets in use, and their form on disk."""
+
+    __slots__ = ("_sets",)
+
+    def __init__(self, sets: list[GuardSet] | None = None) -> None:
+        """Start with these sets (`decode_guards` makes them from a file)."""
+        self._sets = {guard_set.key: guard_set for guard_set in sets or []}
+
+    def get(self, constraints: Constraints) -> GuardSet:
+        """Return the set that belongs to these constraints, a new one if need be.
+
+        Only the choice of guards and middles tells sets apart: with bans in the key, each new ban would
+        bring new guards.
+        """
+        key = _filter_key(constraints.guards, constraints.middles)
+        found = self._sets.get(key)
+        if found is None:
+            if len(self._sets) >= MAX_SETS:
+                del self._sets[min(self._sets, key=lambda k: self._sets[k].last_used_s)]
+            found = self._sets[key] = GuardSet(key)
+        return found
+
+    def take_changed(self) -> bool:
+        """Tell whether there is something new to write to disk since the last call."""
+        changed = any(guard_set.changed for guard_set in self._sets.values())
+        for guard_set in self._sets.values():
+            guard_set.changed = False
+        return changed
+
+    def encode(self) -> bytes:
+        """Return the form for the disk (JSON). It tells who this customer's guards are: keep it private."""
+        return msgspec.json.encode(
+            _StoredGuards(
+                1, [_StoredSet(s.key, s.last_used_s, s.guards, s.middles) for s in self._sets.values()]
+            )
+        )
+
+
+def decode_guards(data: bytes) -> GuardStore:
+    """Read what `GuardStore.encode` wrote.
+
+    Raises DecodeError for anything else, and for more than MAX_STATE_BYTES.
+    """
+    if len(data) > MAX_STATE_BYTES:
+        raise DecodeError("guards: the file is too long")
+    try:
+        stored = msgspec.json.decode(data, type=_StoredGuards)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise DecodeError("guards: not the expected JSON") from error
+    if stored.version != 1 or len(stored.sets) > MAX_SETS:
+        raise DecodeError("guards: version or number of sets")
+    for guard_set in stored.sets:
+        for kept, limit in ((guard_set.guards, MAX_GUARDS), (guard_set.middles, MAX_MIDDLES)):
+            ids = {k.node_id for k in kept}
+            if len(kept) > limit or len(ids) != len(kept) or any(len(i) != NODE_ID_BYTES for i in ids):
+                raise DecodeError("guards: identities or their number")
+    return GuardStore([GuardSet(s.key, s.last_used_s, s.guards, s.middles) for s in stored.sets])
+
+
+def _listed(kept: list[Kept], selection: Selection) -> list[Entry]:
+    return [selection.by_id[k.node_id] for k in kept if k.node_id in selection.by_id]
+
+
+def _filter_key(*choices: Only) -> str:
+    digest = hashlib.sha256()
+    for choice in choices:
+        for part in (
+            sorted(choice.nodes),
+            sorted(c.encode() for c in choice.countries),
+            sorted(o.encode() for o in choice.operators),
+        ):
+            for name in part:
+                digest.update(len(name).to_bytes(2, "big") + name)
+            digest.update(b"\xff\xff")
+    return digest.hexdigest()[:32]
+
+
+def _guard_life(rng: Rng) -> float:
+    return GUARD_LIFE_S[0] + uniform(rng) * (GUARD_LIFE_S[1] - GUARD_LIFE_S[0])
+
+
+def _middle_life(rng: Rng) -> float:
+    return MIDDLE_LIFE_S[0] + max(uniform(rng), uniform(rng)) * (MIDDLE_LIFE_S[1] - MIDDLE_LIFE_S[0])
