@@ -160,6 +160,7 @@ table inet {firewall.table} {{
     icmp type != echo-request counter drop
     icmpv6 type != echo-request counter drop
     ct state established,related accept
+    tcp flags & (fin|syn|rst|ack) != syn counter drop
 {no_ipv6}\
     ip daddr @denied4 counter drop
     ip6 daddr @denied6 counter drop
