@@ -37,6 +37,8 @@ class Links:
         """Work on `lab`, which must be open when a method is called."""
         self._lab = lab
         self._emulators: dict[str, Process] = {}
+        self._lossy: set[str] = set()
+        self._cut: set[str] = set()
 
     def segment(self, name: str, *, on: bool = True) -> None:
         """Have both ends of a host's link cut super-packets before sending, so that each packet is one.
@@ -52,6 +54,7 @@ class Links:
         if not 0 <= percent <= 100:
             raise LabError(f"a share of lost packets is between 0 and 100 percent, not {percent}")
         self.segment(name, on=percent > 0)
+        (self._lossy.add if percent > 0 else self._lossy.discard)(name)
         for host, device in ((name, "eth0"), (HUB, name)):
             table = f"lab_loss_{device}"
             rules = f"table netdev {table}\ndelete table netdev {table}\n"
@@ -74,6 +77,7 @@ class Links:
     def cut(self, name: str) -> None:
         """Take a host's link down, as if its cable were pulled. Routes over it are gone until `mend`."""
         self._lab.ip_batch(HUB, [f"link set {name} down"])
+        self._cut.add(name)
 
     def mend(self, name: str) -> None:
         """Bring a cut link up again, with its addresses."""
