@@ -6,7 +6,7 @@ VENV := .venv/bin
 # Names the lock command in the locks' headers, instead of the whole pip-compile line.
 export CUSTOM_COMPILE_COMMAND = make lock
 
-.PHONY: help demo test lint format bench setup setup-dev lock clean
+.PHONY: help demo test lint format bench setup setup-dev lock manual clean
 
 help:
 	@echo "make demo     a network of relays on this machine, with SOCKS5 on 127.0.0.1:1080   (ARGS='--hops 4')"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench    the benchmarks                                      (ARGS='--quick')"
 	@echo "make setup    what hopfare needs to run, into .venv"
 	@echo "make lock     renew requirements/*.txt from pyproject.toml"
+	@echo "make manual   renew the list of settings in docs/operations/configuration.md"
 	@echo "make clean    remove .venv and all caches"
 
 demo: setup
@@ -44,6 +45,9 @@ setup-dev:
 
 lock:
 	scripts/lock
+
+manual: setup-dev
+	$(VENV)/python scripts/manual
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -63,10 +63,21 @@ def summarise(ranges: Iterable[tuple[int, int]]) -> PortSummary:
     return PortSummary(tuple(merged))
 
 
-def decode_summary(text: str) -> PortSummary:
-    """Read a peer's short policy. Raises DecodeError for anything but the form that this module describes."""
-    if len(text) > SUMMARY_MAX_LENGTH:
-        raise DecodeError(f"a port summary is longer than {SUMMARY_MAX_LENGTH} characters")
+def shorten(summary: PortSummary, limit: int = SUMMARY_MAX_LENGTH) -> PortSummary:
+    """Return `summary`, or as many of its ranges from the lowest up as a text of `limit` characters holds.
+
+    What is left out is served but not promised: an exit may be asked for less, never for more than it does.
+    """
+    ranges = summary.ranges
+    while len(str(PortSummary(ranges))) > limit:
+        ranges = ranges[: len(ranges) * 9 // 10]
+    return PortSummary(ranges)
+
+
+def decode_summary(text: str, *, limit: int = SUMMARY_MAX_LENGTH) -> PortSummary:
+    """Read a short policy of at most `limit` characters. Raises DecodeError for any other form."""
+    if len(text) > limit:
+        raise DecodeError(f"a port summary is longer than {limit} characters")
     match = _SUMMARY.fullmatch(text)
     if match is None:
         raise DecodeError("a port summary is not of the form 'accept 80,443' or 'reject 1-24'")

@@ -11,7 +11,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from exit.policy import DEFAULT_POLICY
 from overlay.config import values
@@ -61,10 +61,13 @@ class NodeConfig:
         values.choice("debug", "info", "warning", "error"),
         "What goes to the log (standard error): debug, info, warning or error.",
     )
-    quic: str = _setting(
-        '"qh3"',
-        values.choice("qh3", "aioquic"),
-        "QUIC library: qh3 is fast; aioquic is pure Python, ten times slower, and the reference.",
+    quic: Literal["qh3", "aioquic"] = cast(
+        Any,
+        _setting(
+            '"qh3"',
+            values.choice("qh3", "aioquic"),
+            "QUIC library: qh3 is fast; aioquic is pure Python, some five times slower, and the reference.",
+        ),
     )
     memory_limit_bytes: int = _setting(
         '"128 MiB"',

@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ MAX_REPLY_BYTES = 16 * 1024 * 1024
 MAX_CONNECTIONS = 16
 """At a time; more are hung up on."""
 REQUEST_TIMEOUT_S = 5.0
-"""For a request to arrive whole and its reply to be taken; the handler has its own time."""
+"""For a request to arrive whole."""
+REPLY_TIMEOUT_S = 2.0
+"""For a reply to be taken; no stop of the process waits longer for a caller."""
 
 _PATH_LIMIT = 100
 """Bytes of a socket's path, a little under Linux's 107."""
@@ -75,6 +78,22 @@ def lock_state(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def wait_until_free(state_dir: Path, *, timeout_s: float) -> bool:
+    """Wait until no process holds `state_dir`; tell whether that came within `timeout_s` seconds."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            with (state_dir / LOCK_NAME).open("rb+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+        time.sleep(0.02)  # the kernel has no timed lock
 
 
 async def serve_local(
@@ -201,7 +220,8 @@ async def _answer(connection: trio.socket.SocketType, handler: Handler) -> None:
         encoded = json.dumps(reply).encode() + b"\n"
         if len(encoded) > MAX_REPLY_BYTES:
             encoded = b'{"error": "the answer is too long"}\n'
-        with trio.move_on_after(REQUEST_TIMEOUT_S):
+        # The answer to "stop" goes out although all else is being cancelled.
+        with trio.move_on_after(REPLY_TIMEOUT_S, shield=True):
             while encoded:
                 encoded = encoded[await connection.send(encoded) :]
 

@@ -1,0 +1,1 @@
+"""The command line: `hopfare init | relay | exit | client | exec | status | circuits | demo | ...`."""

@@ -1,0 +1,61 @@
+"""`hopfare client`."""
+
+from __future__ import annotations
+
+import click
+
+from overlay.cli.manual import ManualCommand
+from overlay.cli.options import Common, common_options, override_of, require
+
+
+@click.command(
+    cls=ManualCommand,
+    examples=(
+        ("hopfare client", "Three relays, SOCKS5 on 127.0.0.1:1080."),
+        ("hopfare client --hops 4 --exit-country IS", "Four relays, the last one in Iceland."),
+        ("curl --socks5-hostname 127.0.0.1:1080 https://example.org/", "Use it; the exit resolves the name."),
+        (
+            "curl -x socks5h://work:x@127.0.0.1:1080 https://example.org/",
+            "A circuit for the user name work alone.",
+        ),
+        ("hopfare exec -- git clone URL", "Send a whole program through it, whatever it knows of proxies."),
+    ),
+    notes=(
+        ("Privileges", "None where users may make namespaces; otherwise it says what to do."),
+        ("Failing closed", "Without a working circuit nothing leaves; it never goes out another way."),
+        ("Proxy", "SOCKS5 with CONNECT, UDP ASSOCIATE and Tor's RESOLVE; HTTP CONNECT on the same port."),
+    ),
+)
+@common_options
+@click.option("--socks", metavar="ADDRESS", help="Where the proxy answers (client.socks).")
+@click.option("--hops", metavar="N", help="Relays on a path, 1 to 4 (client.hops).")
+@click.option("--exit-country", metavar="CC", help="Leave in this country only (client.exit_country).")
+def client(common: Common, socks: str | None, hops: str | None, exit_country: str | None) -> None:
+    """Browse through relays: build circuits and offer them as a local SOCKS5 proxy, until stopped."""
+    config = common.load(
+        [
+            override_of("--socks", "client", "socks", socks),
+            override_of("--hops", "client", "hops", hops),
+            override_of("--exit-country", "client", "exit_country", exit_country),
+        ]
+    )
+    require(config, "client")
+    from overlay.cli.progress import Progress
+    from overlay.cli.running import run_until_stopped
+    from overlay.config.check import list_warnings
+    from overlay.logs import configure_logging
+    from overlay.node.client import run_client
+
+    configure_logging(config.node.log_level)
+    for warning in list_warnings(config):
+        click.echo(f"hopfare: warning: {warning}", err=True)
+    with Progress("starting") as progress:
+
+        def started() -> None:
+            addresses = ", ".join(str(address) for address in config.client.socks)
+            progress.finish(
+                f"ready: SOCKS5 and HTTP CONNECT on {addresses}, {config.client.hops} relays on a path",
+                "`hopfare status` tells how it goes; Ctrl-C stops it",
+            )
+
+        run_until_stopped(lambda: run_client(config, started=started, progress=progress.step))

@@ -1,0 +1,102 @@
+"""State as text for people: what a running node answers, in aligned lines and tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_UNITS = {
+    "_s": lambda value: format_seconds(value),
+    "_ms": lambda value: f"{value:g} ms",
+    "_bytes": lambda value: format_bytes(value),
+    "_bytes_per_s": lambda value: f"{format_bytes(value)}/s",
+}
+
+
+def render_status(status: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a node's status: whether it works, why not, then its figures, known or not."""
+    role = str(status.get("role", "hopfare"))
+    problems = [str(problem) for problem in status.get("problems", [])]
+    works = bool(status.get("ready")) and not problems
+    state = "works" if works else "works, with problems" if status.get("ready") else "does not work"
+    lines = [f"{role} {state}"]
+    lines += [f"  - {problem}" for problem in problems]
+    if not works and not problems:
+        lines.append("  - it is still starting")
+    figures: list[tuple[str, str]] = []
+    tables: list[tuple[str, Sequence[Mapping[str, Any]]]] = []
+    for key, value in status.items():
+        if key in ("role", "ready", "problems"):
+            continue
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            tables.append((key, value))
+        elif isinstance(value, Mapping):
+            figures.append((_title(key), ", ".join(f"{_title(k)} {_format(k, v)}" for k, v in value.items())))
+        else:
+            figures.append((_title(key), _format(key, value)))
+    width = max((len(name) for name, _ in figures), default=0)
+    lines += [f"  {name:<{width}}  {text}".rstrip() for name, text in figures]
+    for key, rows in tables:
+        lines += ["", f"{_title(key)} ({len(rows)})", *("  " + line for line in render_table(rows))]
+    return lines
+
+
+def render_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table with a column for each key, in the order in which they first appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_title(column) for column in columns]]
+    cells += [[_format(column, row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def format_seconds(value: float) -> str:
+    """Return a time as people say it: 850 ms, 12 s, 3 min 20 s, 5 h 2 min, 3 d 4 h."""
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_bytes(value: float) -> str:
+    """Return an amount of data in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _title(key: str) -> str:
+    for ending in sorted(_UNITS, key=len, reverse=True):
+        key = key.removesuffix(ending)
+    return key.replace("_", " ").replace("-", " ")
+
+
+def _format(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        for ending in sorted(_UNITS, key=len, reverse=True):
+            if key.endswith(ending):
+                return _UNITS[ending](value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_title(k)} {_format(k, v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        joint = " > " if key == "path" else ", "
+        return joint.join(_format(key, part) for part in value) or "-"
+    text = str(value)
+    # What a peer could have chosen must not reach the terminal's own language.
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,0 +1,55 @@
+"""`hopfare exec`: find the running client and hand over to `overlay.cli.exec`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from overlay.cli.errors import explain
+from overlay.cli.manual import ManualCommand
+from overlay.cli.options import Common, common_options
+from overlay.errors import OverlayError
+
+
+@click.command(
+    "exec",
+    cls=ManualCommand,
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    examples=(
+        ("hopfare exec -- git clone URL", "A program that knows nothing of proxies."),
+        ("hopfare exec -- bash", "A shell whose every program goes through the circuit."),
+        ("hopfare exec -- dig example.org", "The exit's DNS answers."),
+    ),
+    notes=(
+        ("Before", "A `hopfare client` with the same state folder must be running."),
+        ("Inside", "The program has one way out, the circuits. Without a circuit it has none."),
+        ("No sandbox", "It keeps the program's traffic in; files and desktop sockets are the machine's own."),
+    ),
+    exit_status=(
+        ("125", "hopfare failed: no client is running, or the namespace cannot be entered."),
+        ("126", "The program was found but cannot be run."),
+        ("127", "There is no such program."),
+        ("other", "The program's own status."),
+    ),
+)
+@common_options
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(common: Common, program: tuple[str, ...]) -> None:
+    """Run PROGRAM with all its traffic, names too, going through the running client's circuits."""
+    from overlay.cli.exec import STATUS_FAILED, ExecError, run_exec
+    from overlay.node.io.local import call_local
+
+    try:
+        info = call_local(common.load().state_dir, "exec-info")
+        names = info.get("dns")
+        if names:
+            run_exec(int(info["helper_pid"]), program, dns_addresses=[str(name) for name in names])
+        run_exec(int(info["helper_pid"]), program)
+    except ExecError as error:
+        click.echo(f"hopfare: {error}", err=True)
+        sys.exit(error.status)
+    except OverlayError as error:
+        message, _ = explain(error) or (str(error), STATUS_FAILED)
+        click.echo(f"hopfare: {message}", err=True)
+        sys.exit(STATUS_FAILED)

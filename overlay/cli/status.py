@@ -1,0 +1,76 @@
+"""`hopfare status`, `hopfare circuits` and `hopfare stop`: questions to the running process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from overlay.cli.errors import NOT_WORKING
+from overlay.cli.manual import ManualCommand
+from overlay.cli.options import Common, common_options, json_option
+from overlay.cli.render import render_status, render_table
+from overlay.node.io.local import call_local
+
+
+@click.command(
+    cls=ManualCommand,
+    examples=(
+        ("hopfare status", "Does it work and, if not, why?"),
+        ("hopfare status --json", "The same for a program or a monitor."),
+        ("hopfare status && echo works", "Status 0: works; 3: not running; 4: runs but does not work."),
+    ),
+)
+@common_options
+@json_option
+def status(common: Common, as_json: bool) -> None:
+    """Show what the hopfare that runs with this state folder does, whether it works and, if not, why."""
+    answer = call_local(common.load().state_dir, "status")
+    _show(answer, "\n".join(render_status(answer)), as_json=as_json)
+    if not answer.get("ready"):
+        sys.stdout.flush()
+        sys.exit(NOT_WORKING)
+
+
+@click.command(
+    cls=ManualCommand,
+    examples=(
+        ("hopfare circuits", "What is there, over which relays, how fast."),
+        ("hopfare circuits --renew", "New circuits for all new connections, for a new exit address."),
+    ),
+)
+@common_options
+@json_option
+@click.option(
+    "--renew", is_flag=True, help="Let new connections use new circuits; old ones finish where they are."
+)
+def circuits(common: Common, as_json: bool, renew: bool) -> None:
+    """List the circuits of the running client."""
+    state_dir = common.load().state_dir
+    if renew:
+        answer = call_local(state_dir, "newnym")
+        _show(answer, "New connections use new circuits.", as_json=as_json)
+        return
+    answer = call_local(state_dir, "circuits")
+    rows = answer.get("circuits", [])
+    _show(answer, "\n".join(render_table(rows)) if rows else "no circuits", as_json=as_json)
+
+
+@click.command(cls=ManualCommand, examples=(("hopfare stop", "Stop it and wait until it has tidied up."),))
+@common_options
+def stop(common: Common) -> None:
+    """Stop the hopfare that runs with this state folder."""
+    from overlay.node.io.local import wait_until_free
+
+    state_dir = common.load().state_dir
+    call_local(state_dir, "stop")
+    if not wait_until_free(state_dir, timeout_s=15.0):
+        click.echo("hopfare: it is stopping, but takes long over it", err=True)
+        sys.exit(1)
+    click.echo("stopped")
+
+
+def _show(answer: dict[str, Any], text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(answer, indent=2) if as_json else text)
