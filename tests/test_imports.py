@@ -33,6 +33,10 @@ ALLOWED = {
         "overlay.io",
     ): "load and save carry the permission checks, so that none is forgotten",
     ("overlay.logs", "structlog"): "sets up the logging of the processes; only drivers call it",
+    ("overlay.links.backends.aioquic_backend", "logging"): "switches the library's own logger off",
+    ("overlay.links.backends.aioquic_backend", "ssl"): "the constant CERT_NONE; no sockets",
+    ("overlay.links.backends.qh3_backend", "logging"): "switches the library's own logger off",
+    ("overlay.links.backends.qh3_backend", "ssl"): "the constant CERT_NONE; no sockets",
 }
 
 
