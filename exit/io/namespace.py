@@ -153,14 +153,22 @@ class Namespace:
 
     # Sockets.
 
+    def try_socket(self, family: int, kind: int) -> socket.socket | None:
+        """Do what `take_socket` does, but return None when the pool is empty (a refill is then under way)."""
+        pool = self._pools[family, kind]
+        if pool.ready:
+            return self._pop(family, kind, pool)
+        self._refill((family, kind), pool)
+        return None
+
     def take_socket(self, family: int, kind: int) -> socket.socket:
         """Return a non-blocking, unbound socket of the namespace (AF_INET or AF_INET6; SOCK_STREAM or
         SOCK_DGRAM).
 
-        TCP sockets have TCP_NODELAY and IP_BIND_ADDRESS_NO_PORT set. Comes from the pool without a round
-        trip; if the pool is empty, waits for the helper without yielding to trio (well under a millisecond as
-        a rule, a second at most). The caller owns it. Raises NamespaceError when the helper is gone or
-        refuses.
+        TCP sockets have TCP_NODELAY, IP_BIND_ADDRESS_NO_PORT and IP_RECVERR set. Comes from the pool
+        without a round trip; if the pool is empty, waits for the helper without yielding to trio (well
+        under a millisecond as a rule, a second at most). The caller owns it. Raises NamespaceError when
+        the helper is gone or refuses.
         """
         pool = self._pools[family, kind]
         if not pool.ready:

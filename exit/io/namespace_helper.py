@@ -39,6 +39,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_NET_ADMIN = 12
 _IP_BIND_ADDRESS_NO_PORT = 24
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
 
 _INNER_TABLE = 100
 _METRIC_LOCAL, _METRIC_DEFAULT, _METRIC_UNREACHABLE = 1024, 100, 4096
@@ -152,6 +153,11 @@ class _Helper:
                     if kind == socket.SOCK_STREAM:
                         ready.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                         ready.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        # Keeps the ICMP message that ends a connect; the taker clears it once connected.
+                        if family == socket.AF_INET:
+                            ready.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+                        else:
+                            ready.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
             except OSError:
                 if not made:
                     raise

@@ -1,0 +1,222 @@
+"""The proxy's server: accepts clients, owns what they share, and ends everything with itself.
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(serve_proxy, listeners, circuits, namespace)
+        server.status()
+
+One task dispatches all sockets (`poller`), one sweeps deadlines once a second, one starts delayed connection
+attempts; further tasks exist only while a request waits for a circuit or a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+
+from overlay.socks.circuits import Circuits
+from overlay.socks.io.connect import ATTEMPT_DELAY_S
+from overlay.socks.io.connection import Connection
+from overlay.socks.io.pipe import BUFFER_BYTES
+from overlay.socks.io.poller import LISTEN_EVENTS, Poller
+from overlay.socks.io.resolver import Resolver, Sockets
+
+ACCEPTS_PER_TURN = 64
+SWEEP_INTERVAL_S = 1.0
+_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyLimits:
+    """What clients may take up. Times in seconds."""
+
+    max_connections: int = 2048
+    """More wait unaccepted."""
+    max_associations: int = 256
+    handshake_timeout_s: float = 30.0
+    """From the client's connection to its complete request."""
+    connect_timeout_s: float = 60.0
+    """From the request to the answer: circuit, name and connection together."""
+    idle_timeout_s: float = 3 * 3600.0
+    """Without a byte in either direction."""
+
+
+class ProxyServer:
+    """What the connections of a proxy share. Made by `serve_proxy`."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        circuits: Circuits,
+        sockets: Sockets,
+        limits: ProxyLimits,
+        nursery: trio.Nursery,
+    ) -> None:
+        """Use `serve_proxy`."""
+        self.circuits = circuits
+        self.sockets = sockets
+        self.limits = limits
+        self.poller = Poller()
+        self.poller.now = trio.current_time()
+        self.resolver = Resolver(sockets)
+        #: Scratch space of all pipes; nothing stays in it between two calls.
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        self.associations = 0
+        self.accepted = 0
+        self.established = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.refused: Counter[str] = Counter()
+        self._listeners = list(listeners)
+        self._nursery = nursery
+        self._connections: set[Connection] = set()
+        self._delayed: deque[tuple[float, Callable[[], None]]] = deque()
+        self._has_delayed = trio.Event()
+        self._is_accepting = False
+        self._is_closed = False
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the proxy listens."""
+        return [listener.getsockname()[:2] for listener in self._listeners]
+
+    def status(self) -> dict[str, Any]:
+        """Return counters for `hopfare status`: numbers only, nothing about who or where."""
+        return {
+            "connections": len(self._connections),
+            "associations": self.associations,
+            "accepted": self.accepted,
+            "established": self.established,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "lookups": self.resolver.queries,
+            "refused": dict(self.refused),
+        }
+
+    # For connections.
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a task that ends with the server; it handles its own errors."""
+        self._nursery.start_soon(work, *arguments)
+
+    def call_after_delay(self, action: Callable[[], None]) -> None:
+        """Call `action` after ATTEMPT_DELAY_S."""
+        self._delayed.append((trio.current_time() + ATTEMPT_DELAY_S, action))
+        self._has_delayed.set()
+
+    def count(self, reason: str) -> None:
+        """Count an ending; reasons are the program's own words, so their number is bounded."""
+        self.refused[reason] += 1
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a closed connection."""
+        self._connections.discard(connection)
+        if not self._is_accepting and len(self._connections) <= self.limits.max_connections * 7 // 8:
+            self._accept_again()
+
+    # Tasks.
+
+    async def accept_and_dispatch(self) -> None:
+        """Accept and serve until cancelled."""
+        self._accept_again()
+        await self.poller.run()
+
+    async def sweep(self) -> None:
+        """Act on deadlines, once a second."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            self.poller.now = now = trio.current_time()
+            for connection in list(self._connections):
+                try:
+                    connection.sweep(now)
+                except Exception:
+                    _log.exception("proxy_sweep_failed")
+            self._accept_again()
+
+    async def start_delayed(self) -> None:
+        """Call what `call_after_delay` was given."""
+        while True:
+            await self._has_delayed.wait()
+            self._has_delayed = trio.Event()
+            while self._delayed:
+                due, action = self._delayed.popleft()
+                await trio.sleep_until(due)
+                self.poller.now = trio.current_time()
+                try:
+                    action()
+                except Exception:
+                    _log.exception("proxy_attempt_failed")
+
+    def close(self) -> None:
+        """Close all connections; the listeners stay the caller's."""
+        self._is_closed = True
+        for connection in list(self._connections):
+            connection.abort()
+        self.poller.close()
+
+    def _accept_again(self) -> None:
+        if self._is_accepting or self._is_closed or len(self._connections) >= self.limits.max_connections:
+            return
+        self._is_accepting = True
+        for listener in self._listeners:
+            self.poller.add(listener.fileno(), self._acceptor(listener), LISTEN_EVENTS)
+
+    def _stop_accepting(self) -> None:
+        """Leave clients in the listeners' queues until the next sweep."""
+        self._is_accepting = False
+        for listener in self._listeners:
+            self.poller.remove(listener.fileno())
+
+    def _acceptor(self, listener: socket.socket) -> Callable[[int], None]:
+        def accept(_events: int) -> None:
+            for _ in range(ACCEPTS_PER_TURN):
+                if len(self._connections) >= self.limits.max_connections:
+                    self._stop_accepting()
+                    return
+                try:
+                    client, address = listener.accept()
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    if error.errno in _OUT_OF_DESCRIPTORS:
+                        _log.error("proxy_cannot_accept", error=error.strerror)
+                        self._stop_accepting()
+                        return
+                    continue  # a client that was gone before we came
+                client.setblocking(False)
+                self.accepted += 1
+                self._connections.add(Connection(self, client, address[0]))
+
+        return accept
+
+
+async def serve_proxy(
+    listeners: Sequence[socket.socket],
+    circuits: Circuits,
+    sockets: Sockets,
+    *,
+    limits: ProxyLimits = ProxyLimits(),
+    task_status: trio.TaskStatus[ProxyServer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve SOCKS5 and HTTP CONNECT on these listening sockets until cancelled.
+
+    Connections are made with sockets of `sockets` (the namespace), on circuits of `circuits`. On the way
+    out all connections are reset; the listeners stay open and the caller's. Raises nothing of its own.
+    """
+    async with trio.open_nursery() as nursery:
+        server = ProxyServer(listeners, circuits, sockets, limits, nursery)
+        try:
+            nursery.start_soon(server.sweep)
+            nursery.start_soon(server.start_delayed)
+            task_status.started(server)
+            await server.accept_and_dispatch()
+        finally:
+            server.close()
