@@ -1,6 +1,6 @@
-"""The onion packet written down once more: slowly, from docs/protocol/onion.md, and sharing no code with the package.
+"""The onion packet written down once more: slowly, from docs/protocol/onion.md, no code shared.
 
-HKDF is written out with HMAC, the streams block by block, and suite 1's bodies use libsodium instead of OpenSSL.
+HKDF is written out with HMAC, the streams go block by block, and suite 1's bodies use libsodium, not OpenSSL.
 `counter` is always the absolute 56-bit counter; nothing here keeps state.
 """
 
