@@ -6,7 +6,8 @@ and cutting off who sends wrong ones. Does not charge packets: the engine's mete
 
     WAITING --Attach, good--> LOADING --on_loaded--> OPEN --cut off--> CLOSED
 
-Credit that is given = what the payer has paid, but at most one window more than the ledger has on disk.
+Credit that is given = what the payer has paid, but neither the credit nor the use of it is ever more than one
+window ahead of the ledger on disk: a crash costs at most one window.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class PayeeTab:
         self._durable_wei = 0
         self._sequence = 0
         self._stored_sequence = 0
-        self._pending: dict[int, int] = {}
+        self._durable_spent_wei = 0
+        self._store_asked_spent_wei = 0
+        self._pending: dict[int, tuple[int, int]] = {}
         self._store_at: float | None = None
         self._report_at: float | None = None
         self._reported_wei = 0
@@ -160,12 +163,13 @@ class PayeeTab:
             self._domain, self._payee, self._payer, state, purse, self._limits.minimum_value_wei
         )
         self._spent_before_wei = state.spent_wei
-        self._durable_wei = self._granted_wei = state.worth_wei
-        self._reported_wei = state.spent_wei
+        self._reported_wei = self._durable_spent_wei = self._store_asked_spent_wei = state.spent_wei
+        self._granted_wei = min(state.worth_wei, state.spent_wei + self._limits.window_wei)
+        self._durable_wei = state.worth_wei
         self._phase = _Phase.OPEN
         shown = formats.State(state.book, state.index, state.word, state.spent_wei)
         outputs: list[Output] = [Send(formats.encode_state(shown)), Ready()]
-        credit = state.worth_wei - state.spent_wei
+        credit = self._granted_wei - state.spent_wei
         if credit > 0:
             outputs.append(Credit(credit))
         return outputs
@@ -193,28 +197,35 @@ class PayeeTab:
             return []
         self._counts = counts
         left = self._granted_wei - self.spent_wei
+        outputs: list[Output] = []
+        if self.spent_wei - self._store_asked_spent_wei >= self._limits.window_wei // 2:
+            outputs.append(self._store())
+        if waiting and self._machine is not None and self._machine.worth_wei > self._granted_wei:
+            return outputs  # Paid already: it is our own disk that is waited for.
         if waiting:
             if self._ask_until is None and not self._closed_for_want:
                 self._ask_until = now + self._limits.ask_timeout_s
-                return [Asked(), self._report(formats.URGENCY_EMPTY, now)]
-            return []
+                outputs += [Asked(), self._report(formats.URGENCY_EMPTY, now)]
+            return outputs
         self._ask_until = None
         self._closed_for_want = False
         since = self.spent_wei - self._reported_wei
         if since <= 0:
-            return []
+            return outputs
         if left < self._limits.window_wei // 4 and since >= left // 2:
-            return [self._report(formats.URGENCY_LOW, now)]
-        if since >= self._limits.window_wei // 4:
-            return [self._report(formats.URGENCY_NONE, now)]
-        if self._report_at is None:
+            outputs.append(self._report(formats.URGENCY_LOW, now))
+        elif since >= self._limits.window_wei // 4:
+            outputs.append(self._report(formats.URGENCY_NONE, now))
+        elif self._report_at is None:
             self._report_at = now + self._limits.report_interval_s
-        return []
+        return outputs
 
     def on_stored(self, sequence: int, now: float) -> list[Output]:
         """The ledger has `Store` number `sequence` (and so all before it) on disk."""
         for number in [n for n in self._pending if n <= sequence]:
-            self._durable_wei = max(self._durable_wei, self._pending.pop(number))
+            worth, spent = self._pending.pop(number)
+            self._durable_wei = max(self._durable_wei, worth)
+            self._durable_spent_wei = max(self._durable_spent_wei, spent)
         return self._grant(now)
 
     def next_timeout(self) -> float | None:
@@ -275,6 +286,8 @@ class PayeeTab:
             self._spent_before_wei += base
             self._granted_wei += base
             self._durable_wei += base
+            self._durable_spent_wei += base
+            self._store_asked_spent_wei += base
             self._reported_wei += base
         self._faults = max(0, self._faults - 1)
         return [self._store(), *self._grant(now)]
@@ -303,13 +316,14 @@ class PayeeTab:
         assert machine is not None
         worth = machine.worth_wei
         outputs: list[Output] = []
-        allowed = min(worth, self._durable_wei + self._limits.window_wei)
+        window = self._limits.window_wei
+        allowed = min(worth, self._durable_wei + window, self._durable_spent_wei + window)
         if allowed > self._granted_wei:
             outputs.append(Credit(allowed - self._granted_wei))
             self._granted_wei = allowed
             self._ask_until = None
             self._closed_for_want = False
-        asked = max(self._pending.values(), default=self._durable_wei)
+        asked = max((w for w, _ in self._pending.values()), default=self._durable_wei)
         if worth - asked >= self._limits.window_wei // 2:
             outputs.append(self._store())
         elif worth > asked and self._store_at is None:
@@ -321,7 +335,8 @@ class PayeeTab:
         assert machine is not None
         self._store_at = None
         self._sequence += 1
-        self._pending[self._sequence] = machine.worth_wei
+        self._store_asked_spent_wei = self.spent_wei
+        self._pending[self._sequence] = (machine.worth_wei, self.spent_wei)
         return Store(self._sequence, machine.with_spent(self.spent_wei), machine.claim())
 
     def _own_counts(self) -> Counts:

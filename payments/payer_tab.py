@@ -5,9 +5,9 @@ the engine's counters: the driver says how much may be spent (`allow`) and what 
 
     WAITING --Terms, as expected--> ATTACHING --State, ours--> OPEN --cut off--> CLOSED
 
-What is owed is the payee's own latest count, as far as ours supports it, plus what we counted since. What is
-prepaid (given - owed) never exceeds the window, and the window never `limit_wei`: the most that a payee which
-takes the money and runs can keep.
+What is owed is the payee's own latest count, as far as ours supports it, plus what we counted since. Tickets
+fill a window above that, which never exceeds `limit_wei`; and what was given never exceeds the payee's own
+latest count by more than `limit_wei`: the most that a payee which takes the money and runs can keep.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from payments.refusals import Refusal
 from payments.state import EMPTY, PurseState
 from payments.tab import (
     SLOW_START_PACKETS,
+    TOLERANCE_SHARE,
     Asked,
     CloseCircuits,
     CloseReason,
@@ -90,7 +91,7 @@ class PayerTab:
         self._phase = _Phase.WAITING
         self._counts = Counts()
         self._spent_before_wei = state.spent_wei
-        self._owed_wei = state.spent_wei
+        self._owed_wei = self._confirmed_wei = state.spent_wei
         self._price_wei = 0
         self._window_wei = 0
         self._need_wei = limits.limit_wei
@@ -129,8 +130,8 @@ class PayerTab:
 
     @property
     def prepaid_wei(self) -> int:
-        """What the payee would keep if it vanished now."""
-        return max(0, self._machine.worth_wei - self._owed_wei)
+        """What the payee would keep if it vanished now: what was paid above its own latest count."""
+        return max(0, self._machine.worth_wei - self._confirmed_wei)
 
     @property
     def window_wei(self) -> int:
@@ -286,7 +287,7 @@ class PayerTab:
         if shown.book is None and memory is not None:
             spent = memory.book.base_wei
         self._spent_before_wei = min(spent, self._machine.worth_wei) - self._counts.spent_wei
-        self._owed_wei = self.spent_wei
+        self._owed_wei = self._confirmed_wei = self.spent_wei
         self._phase = _Phase.OPEN
         outputs += [Send(m) for m in messages]
         outputs += [Ready(), *self._pay(now)]
@@ -306,8 +307,10 @@ class PayerTab:
             ]
         # Lost forward packets were never charged, lost backward ones were: the payee's count is the bill. Its
         # growth since the report left is covered by ours from here on; what was under way is in the next one.
-        self._owed_wei = min(report.spent_wei, self._machine.worth_wei)
-        if self._purse_until is not None and report.worth_wei >= self._blocked_worth_wei:
+        # What exceeds ours by more than lost packets explain is not paid, even before it is disputed.
+        self._owed_wei = min(report.spent_wei, own + own // TOLERANCE_SHARE)
+        self._confirmed_wei = min(report.spent_wei, self._machine.worth_wei)
+        if self._purse_until is not None and report.worth_wei > self._blocked_worth_wei:
             self._purse_until = self._retry_at = None
         outputs: list[Output] = []
         if report.urgency == formats.URGENCY_EMPTY:
@@ -325,7 +328,7 @@ class PayerTab:
                 # took a step back. Give nothing more, and show the book again later.
                 self._retry_at = now + self._retry_s
                 self._retry_s *= 2
-                return self._want_purse(book.book.full_worth_wei, now)
+                return self._want_purse(book.book.full_worth_wei, book.book.base_wei, now)
             case Refusal.BUSY:
                 return self._cut(CloseReason.PURSE_BUSY, "the payee says that the purse is in use elsewhere")
             case Refusal.UNLOCKING:
@@ -349,7 +352,7 @@ class PayerTab:
         if self._phase is not _Phase.OPEN or not self._price_wei or self._retry_at is not None:
             return []
         worth = self._machine.worth_wei
-        target = self._owed_wei + self._window_wei
+        target = min(self._owed_wei + self._window_wei, self._confirmed_wei + self._limits.limit_wei)
         if self._allowed_wei is not None:
             target = min(target, self._allowed_wei)
         step = self._price_wei if asked or self._limits.tickets_per_message == 1 else self._window_wei // 4
@@ -358,15 +361,16 @@ class PayerTab:
         messages = self._machine.issue(target, self._price_wei)
         outputs: list[Output] = [Send(m) for m in messages]
         if self._machine.exhausted:
-            outputs += self._want_purse(target, now)
+            outputs += self._want_purse(target, self._machine.worth_wei, now)
         if messages and self._machine.worth_wei - self._stored_wei >= self._window_wei // 2:
             outputs.append(self._store())
         return outputs
 
-    def _want_purse(self, deposit_wei: int, now: float) -> list[Output]:
+    def _want_purse(self, deposit_wei: int, blocked_wei: int, now: float) -> list[Output]:
+        """Ask once for a larger deposit; a report of a worth above `blocked_wei` shows that it is there."""
         if self._purse_until is not None:
             return []
-        self._blocked_worth_wei = self._machine.worth_wei
+        self._blocked_worth_wei = blocked_wei
         self._purse_until = now + self._limits.purse_timeout_s
         return [TopUp(self._payee, deposit_wei)]
 

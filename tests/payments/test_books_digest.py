@@ -68,7 +68,9 @@ def test_attach_and_payee_digests_equal_eth_account(
     assert digest.attach_digest(separator, payee, node, challenge) == reference(
         domain, "Attach", digest.ATTACH_TYPE, values
     )
-    assert digest.payee_digest(separator, node) == reference(domain, "Payee", digest.PAYEE_TYPE, {"node": node})
+    assert digest.payee_digest(separator, node) == reference(
+        domain, "Payee", digest.PAYEE_TYPE, {"node": node}
+    )
 
 
 @settings(max_examples=30, deadline=None)

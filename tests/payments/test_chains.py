@@ -13,9 +13,7 @@ def test_known_answers() -> None:
     # keccak-256 of nothing and of 32 zero bytes: the yellow paper's empty-code hash, and Solidity's
     # keccak256(abi.encode(0)).
     assert keccak256(b"").hex() == "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
-    assert (
-        keccak256(bytes(32)).hex() == "290decd9548b62a8d60345a988386fc84ba6bc95484008f6362f93160ef3e563"
-    )
+    assert keccak256(bytes(32)).hex() == "290decd9548b62a8d60345a988386fc84ba6bc95484008f6362f93160ef3e563"
     assert build_chain(bytes(32), 1) == [keccak256(bytes(32)), bytes(32)]
 
 

@@ -1,4 +1,4 @@
-"""A payer against a payee: every rule for books and tickets, then a stateful machine with loss and restarts."""
+"""A payer against a payee: every rule for books and tickets; a stateful machine with loss and restarts."""
 
 from __future__ import annotations
 
