@@ -8,7 +8,7 @@ losses are not public, nor is the peer's certificate, nor an early word of a clo
 import contextlib
 import logging
 import ssl
-from typing import Any
+from typing import Any, Final
 
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.configuration import QuicConfiguration
@@ -34,6 +34,9 @@ from overlay.links.backends.base import (
 )
 from overlay.links.certificate import decode_certificate_key
 from overlay.links.constants import DATAGRAM_PACKET, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
+
+PACING_SLACK_PACKETS: Final = 10
+"""Packets that the pacer may owe before it is worth a wake-up; its burst is sixteen."""
 
 
 def make_backend(settings: BackendSettings) -> "AioquicBackend":
@@ -171,7 +174,13 @@ class AioquicConnection:
     def timer(self) -> float | None:
         """When `handle_timer` is wanted next."""
         conn = self._conn
-        return None if conn._close_at is None else conn.get_timer()
+        if conn._close_at is None:
+            return None
+        due: float | None = conn.get_timer()
+        if due is not None and due == conn._pacing_at:
+            # The pacer saves up a burst: a wake-up for each single packet would cost more than the packet.
+            due += PACING_SLACK_PACKETS * (conn._loss._pacer.packet_time or 0.0)
+        return due
 
     def drain(self, inbox: Inbox) -> None:
         """Move events into the inbox."""

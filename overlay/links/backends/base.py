@@ -17,8 +17,12 @@ Address = tuple[str, int]
 BackendName = Literal["qh3", "aioquic"]
 BACKENDS: Final[tuple[BackendName, ...]] = ("qh3", "aioquic")
 
-STREAM_WINDOW_BYTES: Final = 2 * 1024 * 1024
+STREAM_WINDOW_BYTES: Final = 4 * 1024 * 1024
+"""Receive window of one stream. Libraries renew it by halves: 20 to 40 MB/s for one circuit at 100 ms."""
 CONNECTION_WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""Receive window of a link, and what a hostile peer can make qh3 hold by leaving gaps."""
+KEY_UPDATE_RETRY_PACKETS: Final = 10_000
+"""After a key update that came too early (the handshake or the last update is not acknowledged yet)."""
 MAX_STREAMS: Final = 16384
 """Unidirectional streams a peer may have open: one per circuit and direction, and some to spare."""
 KEY_UPDATE_PACKETS: Final = 1 << 20

@@ -26,6 +26,7 @@ from qh3.tls import SignatureAlgorithm
 from overlay.links.backends.base import (
     CONNECTION_WINDOW_BYTES,
     KEY_UPDATE_PACKETS,
+    KEY_UPDATE_RETRY_PACKETS,
     MAX_DATAGRAMS_QUEUED,
     MAX_STREAMS,
     MIN_DATAGRAMS_QUEUED,
@@ -44,6 +45,8 @@ from overlay.links.constants import DATAGRAM_PACKET, LINK_FRAME, QUIC_VERSION, S
 _LIBRARY_STREAM_LIMIT: Final = 103
 _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
+PACING_SLACK_PACKETS: Final = 8
+"""Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
 _DATAGRAM_PACKET_MIN: Final = LINK_FRAME + 16
 
 
@@ -165,7 +168,14 @@ class Qh3Connection:
 
     def timer(self) -> float | None:
         """When `handle_timer` is wanted next."""
-        due: float | None = self._conn.get_timer()
+        core = self._conn._core
+        timer = None if core is None else core.get_timer()
+        if timer is None:
+            return None
+        due: float = timer[1]
+        if timer[0] == "pacing":
+            # The pacer saves up a burst: a wake-up for each single packet would cost more than the packet.
+            due += PACING_SLACK_PACKETS * UDP_PAYLOAD * (core.smoothed_rtt or 0.0) / core.congestion_window
         return due
 
     def drain(self, inbox: Inbox) -> None:
@@ -272,8 +282,8 @@ class Qh3Connection:
         self._next_key_update = self.packets_sent + KEY_UPDATE_PACKETS
         try:
             self._conn.request_key_update()
-        except AssertionError:  # the handshake is not confirmed: in a moment it will be
-            self._next_key_update = self.packets_sent + 1000
+        except (AssertionError, ValueError):  # the handshake or the last update is not acknowledged yet
+            self._next_key_update = self.packets_sent + KEY_UPDATE_RETRY_PACKETS
         except Exception as error:
             raise QuicFaultError(f"qh3 failed on a key update: {type(error).__name__}") from error
 
@@ -288,7 +298,7 @@ class Qh3Connection:
 
     def open_stream(self) -> int:
         """Return the id of a new unidirectional stream. Raises StreamLimitError."""
-        stream_id = self._conn.get_next_available_stream_id(is_unidirectional=True)
+        stream_id: int = self._conn.get_next_available_stream_id(is_unidirectional=True)
         try:
             self._conn.send_stream_data(stream_id, b"")
         except ValueError as error:

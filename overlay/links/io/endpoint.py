@@ -51,6 +51,8 @@ PACKETS_PER_TRANSMIT: Final = 180
 """Packets asked of one link at a time: four super-datagrams."""
 TRANSMITS_PER_FLUSH: Final = 16
 """After so many a link waits for its next turn (4 MB)."""
+TIMER_FLOOR_S: Final = 0.0002
+"""No timer fires sooner after a flush: a library that asks for a time in the past must not spin the node."""
 HOUSEKEEPING_S: Final = 1.0
 PROBE_AFTER_S: Final = 1.5
 """An acceptor that has not answered for so long is asked with a small packet whether it is there at all."""
@@ -346,8 +348,6 @@ class Endpoint:
         for link in list(self._links):
             link.close(CloseCode.SHUTDOWN, "the node stops")
         self.flush()
-        for sock in self._sockets:
-            sock.udp.close()
 
     # -- coming in
     # ----------------------------------------------------------------------------------------------
@@ -540,6 +540,7 @@ class Endpoint:
             return False
         deadline = link.next_timeout()
         if deadline is not None and deadline < entry.scheduled:
+            deadline = max(deadline, now + TIMER_FLOOR_S)
             entry.scheduled = deadline
             heapq.heappush(self._timers, (deadline, next(self._sequence), link))
         return True

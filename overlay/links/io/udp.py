@@ -146,20 +146,21 @@ class UdpSocket:
             except OSError as error:
                 if end == sent + 1:
                     self._note_failure(error, size)
+                elif error.errno in _GSO_ERRORS:
+                    return sent + self._send_without_gso(packets[sent:])
                 else:
-                    return self._without_gso(error, packets, sent)
+                    self.send_failures += end - sent
             sent = end
         return total
 
-    def _without_gso(self, error: OSError, packets: Sequence[tuple[bytes, Address]], sent: int) -> int:
-        """A super-datagram failed: find out whether GSO, one size or the network is at fault."""
-        if error.errno not in _GSO_ERRORS:
-            self.send_failures += 1
-            return self.send(packets[sent + 1 :]) + sent + 1 if sent + 1 < len(packets) else len(packets)
+    def _send_without_gso(self, packets: Sequence[tuple[bytes, Address]]) -> int:
+        """A super-datagram failed: if single ones pass, GSO is at fault and stays off."""
         self.gso = False
-        sent += self.send(packets[sent:])
-        # Single datagrams of the same sizes passed: the fault is GSO's, so it stays off.
-        return sent
+        try:
+            return self.send(packets)
+        except TooLargeError:
+            self.gso = True
+            raise
 
     def _note_failure(self, error: OSError, size_bytes: int) -> None:
         if error.errno == errno.EMSGSIZE:
