@@ -134,8 +134,7 @@ class SendChain:
         if self._started_s is None or now - self._started_s < EPOCH_AGE_S:
             return
         epoch = self.keys.epoch + 1
-        if (self.counter + 1) >> EPOCH_BITS < epoch:
-            self.counter = (epoch << EPOCH_BITS) - 1
+        self.counter = (epoch << EPOCH_BITS) - 1
         if epoch < _EPOCH_LIMIT:
             self.keys = self.keys.following(1)
         self._started_s = None

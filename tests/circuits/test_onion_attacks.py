@@ -212,6 +212,16 @@ def test_a_lost_run_of_epochs_on_the_way_back_is_made_up_for_at_every_hop():
     assert path.client_backward.open_many(packets, 0.0) == [backward_body(1, 9)]
 
 
+@pytest.mark.parametrize("lane", LANES)
+def test_all_hops_go_along_through_many_epochs(lane):
+    path = make_path(3, 2, lane)
+    for index in range(3 * EPOCHS_AHEAD):
+        now = index * EPOCH_AGE_S
+        assert path.forward_links([forward_body(1, index)], now)[1][0].data == forward_body(1, index)
+        packets = path.backward_links([backward_body(1, index)], now)[0]
+        assert path.client_backward.open_many(packets, now) == [backward_body(1, index)]
+
+
 def test_forged_epochs_move_no_receiver():
     path = make_path(3, 2)
     (good,) = path.backward_links([backward_body(1)])[0]

@@ -41,6 +41,22 @@ def test_it_is_small():
     assert len(window._ring) == WINDOW // 8 + 1
 
 
+@pytest.mark.parametrize(
+    "step", [1, 3, 7, 8, 9, 63, 64, 1000, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 8, 3 * WINDOW]
+)
+def test_what_left_the_ring_leaves_no_trace(step):
+    window, marked, counter = ReplayWindow(FIRST), set(), FIRST
+    while counter < FIRST + 4 * WINDOW:
+        for near in (counter, counter - 1, counter - step // 2, counter - WINDOW + 1):
+            fresh = near >= FIRST and near not in marked and near > window.highest - WINDOW
+            if near >= FIRST:
+                assert window.is_fresh(near) == fresh
+            if fresh:
+                window.mark(near)
+                marked.add(near)
+        counter += step
+
+
 steps = st.one_of(
     st.integers(-20, 20),
     st.integers(-WINDOW - 20, -WINDOW + 20),
