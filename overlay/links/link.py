@@ -285,6 +285,8 @@ class Link:
             self._connection.drain(inbox)
         except QuicFaultError as fault:
             self._finish(CloseCode.INTERNAL, str(fault), tell_peer=True)
+        if self._connection.holds_more_than(self._limits.max_held_bytes):
+            self._finish(CloseCode.MEMORY, "too much stream data out of order", tell_peer=True)
         try:
             self._dispatch(inbox, now)
         finally:
@@ -339,7 +341,7 @@ class Link:
             self._handler.on_writable(self)
 
     def housekeeping(self, now: float) -> None:
-        """Once a second: loss figure, silent peers, memory held for gaps."""
+        """Once a second: loss figure, silent peers."""
         if self.end is not None:
             return
         connection = self._connection
@@ -357,8 +359,6 @@ class Link:
             self._waiting_since = now
         elif self.is_up and now - self._waiting_since > self._limits.answer_timeout_s:
             self._finish(CloseCode.TIMEOUT, "the peer stopped answering", tell_peer=True)
-        if connection.held_bytes() > self._limits.max_held_bytes:
-            self._finish(CloseCode.MEMORY, "too much stream data out of order", tell_peer=True)
 
     def report_end(self) -> None:
         """Tell the handler that the link has ended, and free the connection. Called once, by the owner."""

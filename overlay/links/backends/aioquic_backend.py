@@ -115,6 +115,7 @@ class AioquicConnection:
     __slots__ = (
         "_appended",
         "_conn",
+        "_delivered",
         "_given_up",
         "_lost",
         "_next_key_update",
@@ -129,6 +130,7 @@ class AioquicConnection:
         """Stream bytes ever given to the library."""
         self._given_up = 0
         """Those of them that will never be sent, because their stream was reset."""
+        self._delivered = 0
         self._lost = 0
         self._next_key_update = KEY_UPDATE_PACKETS
         self.cids: list[bytes] = [conn.host_cid]
@@ -191,6 +193,7 @@ class AioquicConnection:
                 chunks = streams.setdefault(event.stream_id, [])
                 if event.data:
                     chunks.append(event.data)
+                    self._delivered += len(event.data)
                 if event.end_stream:
                     inbox.finished.add(event.stream_id)
             elif isinstance(event, aioquic_events.DatagramFrameReceived):
@@ -312,9 +315,13 @@ class AioquicConnection:
         """Return bytes sent and neither acknowledged nor lost."""
         return self._conn._loss.bytes_in_flight
 
-    def held_bytes(self) -> int:
-        """Return received stream bytes that wait for a gap before them to close."""
-        return sum(len(stream.receiver._buffer) for stream in self._conn._streams.values())
+    def holds_more_than(self, limit_bytes: int) -> bool:
+        """Tell whether so many received bytes wait for gaps to close: aioquic doubles its windows regardless."""
+        conn = self._conn
+        if conn._local_max_data.used - self._delivered <= limit_bytes:
+            return False
+        # What was received of streams that were reset is in the difference too: count exactly.
+        return sum(len(stream.receiver._buffer) for stream in conn._streams.values()) > limit_bytes
 
     def rtt_s(self) -> float:
         """Return the smoothed round trip."""

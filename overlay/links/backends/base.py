@@ -29,6 +29,9 @@ KEY_UPDATE_PACKETS: Final = 1 << 20
 """Packets sent under one key: an eighth of what RFC 9001 section 6.6 allows for AES-GCM."""
 MAX_DATAGRAMS_QUEUED: Final = 512
 """Frames the link holds at most for the datagram lane (0.7 MB); queues that decide are the engine's."""
+MAX_DATAGRAM_FLIGHT_BYTES: Final = 4 * 1024 * 1024
+"""Bytes in flight beyond which the datagram lane waits, whatever the window says: on a fast short path the
+window grows past every receive buffer."""
 MIN_DATAGRAMS_QUEUED: Final = 32
 """Frames that may wait for the window even while streams fill it: they go first when it opens."""
 
@@ -146,10 +149,8 @@ class Connection(Protocol):
     def bytes_in_flight(self) -> int:
         """Return bytes sent and neither acknowledged nor lost."""
 
-    def held_bytes(self) -> int:
-        """Return received stream bytes that wait for a gap before them to close; 0 where the library bounds
-        them.
-        """
+    def holds_more_than(self, limit_bytes: int) -> bool:
+        """Tell whether so many received bytes wait for gaps to close; false where the library bounds them."""
 
     def rtt_s(self) -> float:
         """Return the smoothed round trip, 0.0 before the first measurement."""

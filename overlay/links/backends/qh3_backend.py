@@ -27,6 +27,7 @@ from overlay.links.backends.base import (
     CONNECTION_WINDOW_BYTES,
     KEY_UPDATE_PACKETS,
     KEY_UPDATE_RETRY_PACKETS,
+    MAX_DATAGRAM_FLIGHT_BYTES,
     MAX_DATAGRAMS_QUEUED,
     MAX_STREAMS,
     MIN_DATAGRAMS_QUEUED,
@@ -253,7 +254,7 @@ class Qh3Connection:
         pending = self._pending
         try:
             while len(out) < limit:
-                if pending and core.bytes_in_flight + DATAGRAM_PACKET <= core.congestion_window:
+                if pending and core.bytes_in_flight + DATAGRAM_PACKET <= self._datagram_window(core):
                     core.send_datagram(pending.popleft())
                     self._core_datagrams += 1
                 packet = poll(now)
@@ -344,9 +345,14 @@ class Qh3Connection:
         core = self._conn._core
         if core is None:
             return 0
-        window = (core.congestion_window - core.bytes_in_flight) // DATAGRAM_PACKET
+        window = (self._datagram_window(core) - core.bytes_in_flight) // DATAGRAM_PACKET
         bound = min(max(window, MIN_DATAGRAMS_QUEUED), MAX_DATAGRAMS_QUEUED)
         return max(0, int(bound) - len(self._pending) - self._core_datagrams)
+
+    @staticmethod
+    def _datagram_window(core: Any) -> int:
+        """PRIVATE ACCESS: qh3 sends DATAGRAM frames whatever its congestion window says; this holds them to it."""
+        return min(int(core.congestion_window), MAX_DATAGRAM_FLIGHT_BYTES)
 
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
@@ -373,9 +379,9 @@ class Qh3Connection:
         core = self._conn._core
         return 0 if core is None else int(core.bytes_in_flight)
 
-    def held_bytes(self) -> int:
-        """Return 0: the core bounds what waits for a gap by its receive windows."""
-        return 0
+    def holds_more_than(self, limit_bytes: int) -> bool:
+        """Return false: the core renews CONNECTION_WINDOW_BYTES only for what it has delivered."""
+        return False
 
     def rtt_s(self) -> float:
         """Return the smoothed round trip."""
