@@ -1,0 +1,242 @@
+"""One chain of real nodes on this machine, loaded through its SOCKS5 proxy.
+
+Three relays (the last one an exit) and a client, each a process of its own with real QUIC and TUN, in network
+namespaces joined by veth pairs; the target servers are in another namespace behind the exit. Loaded by
+`load.py`, the very code that measures Tor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import load
+
+from overlay.demo import kernel
+from overlay.demo.box import LabError, Process
+from overlay.demo.fleet import Node
+from overlay.demo.lab import CLIENT, INTERNET
+from overlay.demo.names import WWW_V4
+from overlay.demo.world import World
+
+SOCKS = ("127.0.0.1", 1080)
+IDLE_S = 20.0
+PARALLEL = 500
+PARALLEL_TIMEOUT_S = 60.0
+Say = Callable[[str], None]
+
+
+class Chain:
+    """A running chain with one client. Context manager."""
+
+    def __init__(self, backend: str, hops: int, *, client: Mapping[str, Any] | None = None) -> None:
+        """Plan it: `hops` relays, the last one an exit; `client` are more settings of the client."""
+        self.backend = backend
+        self.hops = hops
+        self.world = World(relays=hops, exits=1, quic=backend, internet=False)
+        self._client_settings = {
+            "client": {"hops": hops, "circuits_ready": 1, "rotation": "1d", **(client or {})}
+        }
+        self._holders: dict[str, Process] = {}
+        self.client: Node
+
+    def __enter__(self) -> Chain:
+        self.world.open()
+        try:
+            for host in (CLIENT, INTERNET):
+                self._holders[host] = self.world.lab.spawn(host, ["sleep", "infinity"], log=f"holder-{host}")
+            self.client = self.world.fleet.client(self._client_settings)
+        except BaseException:
+            self.world.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.world.close()
+
+    @contextmanager
+    def inside(self, host: str) -> Iterator[None]:
+        """Move this thread into a host's network namespace for a while; children are born there."""
+        home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            kernel.enter_network(f"/proc/{self._holders[host].pid}/ns/net")
+            try:
+                yield
+            finally:
+                kernel.setns(home, kernel.CLONE_NEWNET)
+        finally:
+            os.close(home)
+
+    @contextmanager
+    def target(self, size_mb: int) -> Iterator[load.Target]:
+        """The target servers, in the internet namespace."""
+        servers = load.Target(WWW_V4, size_mb)
+        with self.inside(INTERNET):
+            servers.__enter__()
+        try:
+            yield servers
+        finally:
+            servers.__exit__()
+
+    def processes(self) -> dict[str, int]:
+        """Everything that is charged: relays by their place, the client, and what the client started."""
+        named = {}
+        for number, node in enumerate(self.world.relays, 1):
+            named[f"relay{number}"] = _pid(node)
+            for index, child in enumerate(children(_pid(node)), 1):
+                named[f"relay{number} child {index}"] = child
+        named["client"] = _pid(self.client)
+        for index, child in enumerate(children(_pid(self.client)), 1):
+            named[f"client child {index}"] = child
+        return named
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, listing.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def measure(
+    backend: str, hops: int, options: Mapping[str, int], parts: list[str], quiet: load.Quiet, say: Say
+) -> dict[str, Any]:
+    """Everything but memory per circuit, on one chain and one circuit. Raises LabError."""
+    with Chain(backend, hops) as chain, chain.target(options["size_mb"]) as target:
+        processes = chain.processes()
+        result: dict[str, Any] = {"backend": backend, "hops": hops}
+        result["idle_percent"] = idle(processes, say)
+        with chain.inside(CLIENT):
+            result |= load.measure(target, SOCKS, processes, dict(options), say, parts, quiet)
+            if "req" in parts:
+                result["parallel"] = parallel(target, say)
+        if "req" in parts:
+            result["build_ms"] = builds(chain, say)
+        result["status"] = {node.name: node.status() for node in chain.world.relays}
+        result["mem_after"] = {name: load.mem_of(pid) for name, pid in processes.items()}
+    return result
+
+
+def idle(processes: Mapping[str, int], say: Say) -> dict[str, float]:
+    """CPU of each process while nothing is carried, in percent of a core."""
+    before = {name: _cpu_ns(pid) for name, pid in processes.items()}
+    begun = time.monotonic()
+    time.sleep(IDLE_S)
+    wall_ns = (time.monotonic() - begun) * 1e9
+    used = {name: round((_cpu_ns(pid) - before[name]) / wall_ns * 100, 3) for name, pid in processes.items()}
+    say(f"  idle        worst {max(used.values()):.2f} % of a core")
+    return used
+
+
+def parallel(target: load.Target, say: Say, count: int = PARALLEL) -> dict[str, Any]:
+    """`count` connections through the proxy, all open before the first one asks for anything."""
+    ready = threading.Barrier(count)
+    failures: list[str] = []
+    times: list[float] = []
+
+    def one() -> None:
+        begun = time.monotonic()
+        try:
+            with socket.create_connection(SOCKS, PARALLEL_TIMEOUT_S) as connection:
+                connection.sendall(b"\x05\x01\x00")
+                load.read_n(connection, 2)
+                connection.sendall(load.socks_connect_bytes(target.addr, target.port))
+                if load.read_n(connection, 10)[1]:
+                    raise ConnectionError("refused")
+                ready.wait(PARALLEL_TIMEOUT_S)
+                connection.sendall(load.get_bytes(target))
+                received = b""
+                while data := connection.recv(65536):
+                    received += data
+                if not received.endswith(load.SMALL):
+                    raise ConnectionError("bad reply")
+            times.append(time.monotonic() - begun)
+        except (OSError, RuntimeError) as error:
+            failures.append(f"{type(error).__name__}: {error}")
+            ready.abort()
+
+    threads = [threading.Thread(target=one) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    slowest = max(times, default=0.0)
+    say(f"  parallel    {count - len(failures)} of {count} connections, the slowest took {slowest:.2f} s")
+    return {
+        "connections": count,
+        "failed": len(failures),
+        "failures": failures[:5],
+        "slowest_s": round(slowest, 3),
+    }
+
+
+def builds(chain: Chain, say: Say, count: int = 50) -> dict[str, Any]:
+    """How long circuits take to build, one after the other, as the client itself measures it."""
+    times = []
+    for _ in range(count):
+        before = {circuit["id"] for circuit in _circuits(chain)}
+        chain.client.call("newnym")
+        deadline = time.monotonic() + 10
+        while not (
+            fresh := [c for c in _circuits(chain) if c["id"] not in before and c["build_ms"] is not None]
+        ):
+            if time.monotonic() > deadline:
+                raise LabError("no new circuit within 10 s")
+            time.sleep(0.02)
+        times += [float(circuit["build_ms"]) for circuit in fresh]
+    summary: dict[str, Any] = load.summary(times, 2)
+    say(f"  builds      {summary['median']:.1f} ms  [{summary['min']:.1f} .. {summary['max']:.1f}]")
+    return summary
+
+
+def per_circuit(backend: str, hops: int, count: int, say: Say) -> dict[str, Any]:
+    """Memory that each process takes for a circuit: `count` of them, by as many proxy user names."""
+    with Chain(backend, hops, client={"max_circuits": count + 24}) as chain, chain.target(1) as target:
+        processes = chain.processes()
+
+        def use(user: str) -> None:
+            load.transfer(target, SOCKS, False, 1, 1000, [f"{user}:x"])
+
+        with chain.inside(CLIENT):
+            for i in range(8):
+                use(f"warm{i}")
+            before = {name: _rss_kb(pid) for name, pid in processes.items()}
+            for i in range(count):
+                use(f"user{i}")
+            after = {name: _rss_kb(pid) for name, pid in processes.items()}
+        circuits = {node.name: node.status()["circuits"] for node in chain.world.relays}
+    each = {name: round((after[name] - before[name]) / count, 2) for name in processes}
+    worst = max(value for name, value in each.items() if name.startswith("relay"))
+    say(f"  memory      {worst:.1f} KB for each of {count} circuits in the relay that takes most")
+    return {"circuits": circuits, "added": count, "KB_each": each, "worst_KB": worst}
+
+
+def _circuits(chain: Chain) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = chain.client.call("circuits")["circuits"]
+    return found
+
+
+def _pid(node: Node) -> int:
+    if node.process is None:
+        raise LabError(f"{node.name} does not run")
+    return node.process.pid
+
+
+def _cpu_ns(pid: int) -> int:
+    """CPU time of a process, all its threads, in nanoseconds: finer than the ticks of /proc/PID/stat."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        total += int(path.read_text().split()[0])
+    return total
+
+
+def _rss_kb(pid: int) -> float:
+    return float(load.mem_of(pid)["VmRSS_MiB"]) * 1048.576
