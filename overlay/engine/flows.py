@@ -31,7 +31,6 @@ from circuits.onion import (
     RelayForward,
 )
 from circuits.params import MAX_TRAIN_UNITS, UNIT
-
 from overlay.engine.interface import FlowCounters, FlowFault, InnerAddresses, Price
 from overlay.engine.queues import CodelQueue, MemoryBudget
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,16 +60,19 @@ class EngineLink(Protocol):
         """Close the connection; the other side reads code and reason."""
 
 
-class EngineEvents(Protocol):
+LinkT_contra = TypeVar("LinkT_contra", contravariant=True)
+
+
+class EngineEvents(Protocol[LinkT_contra]):
     """What an engine tells the node above it. Calls are synchronous, come from the engine's task and must not raise."""
 
-    def on_link_up(self, link: EngineLink) -> None:
+    def on_link_up(self, link: LinkT_contra) -> None:
         """The link's handshake is done and its peer is known."""
 
-    def on_link_closed(self, link: EngineLink, code: int, reason: str) -> None:
+    def on_link_closed(self, link: LinkT_contra, code: int, reason: str) -> None:
         """The link is gone; its flows have been dropped (with ``on_flow_lost``)."""
 
-    def on_control(self, link: EngineLink, message: bytes) -> None:
+    def on_control(self, link: LinkT_contra, message: bytes) -> None:
         """One control message of the peer, as sent."""
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
@@ -127,17 +130,17 @@ class InnerAddresses:
     v6: bytes | None
 
 
-class Engine(Protocol):
+class Engine(Protocol[LinkT_contra]):
     """What the node asks of an engine. ``now`` never appears: an engine has a clock of its own."""
 
     def relay(
         self,
         root: bytes,
         suite: int,
-        link_in: EngineLink,
+        link_in: LinkT_contra,
         id_in: int,
         price_in: Price,
-        link_out: EngineLink,
+        link_out: LinkT_contra,
         id_out: int,
         price_out: Price,
     ) -> FlowHandle:
@@ -147,7 +150,7 @@ class Engine(Protocol):
         self,
         root: bytes,
         suite: int,
-        link: EngineLink,
+        link: LinkT_contra,
         circuit_id: int,
         price: Price,
         addresses: InnerAddresses,
@@ -158,7 +161,7 @@ class Engine(Protocol):
         self,
         roots: Sequence[bytes],
         suite: int,
-        link: EngineLink,
+        link: LinkT_contra,
         circuit_id: int,
         price: Price,
         addresses: InnerAddresses,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 from circuits.errors import DecodeError
 from circuits.params import UNIT
 from circuits.trains import TrainReader
-
 from overlay.engine.interface import FlowFault
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from circuits.inner import ItemType
-
 from overlay.engine.flows import ClientFlow, EndpointFlow, ExitFlow, Flow, Gatekeeper, RelayFlow
-from overlay.engine.interface import EngineEvents, FlowFault, InnerAddresses, Price
+from overlay.engine.interface import EngineEvents, FlowFault, FlowHandle, InnerAddresses, Price
 from overlay.engine.lanes import LinkLanes
 from overlay.engine.queues import MemoryBudget
 from overlay.engine.tunside import RawTun, TunSide
@@ -34,7 +33,7 @@ class PythonEngine:
 
     def __init__(
         self,
-        events: EngineEvents,
+        events: EngineEvents[Link],
         *,
         clock: Callable[[], float],
         rng: Callable[[int], bytes],
@@ -134,15 +133,15 @@ class PythonEngine:
         self._index(flow)
         return flow
 
-    def echo(self, flow: Flow, token: bytes) -> None:
+    def echo(self, flow: FlowHandle, token: bytes) -> None:
         """Send an echo request through a client flow; nothing happens on a flow that was dropped."""
         if isinstance(flow, ClientFlow) and not flow.closed:
             flow.echo(token, self._clock())
             self.pump()
 
-    def drop(self, flow: Flow) -> None:
+    def drop(self, flow: FlowHandle) -> None:
         """Forget a flow; twice is allowed."""
-        if flow.closed:
+        if not isinstance(flow, Flow) or flow.closed:
             return
         if isinstance(flow, EndpointFlow):
             for address in (flow.addresses.v4, flow.addresses.v6):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -22,7 +21,7 @@ from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
 from overlay.errors import DecodeError
 from overlay.identity import format_node_id
-from overlay.links.io.endpoint import Endpoint, LinkError, open_endpoint
+from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Build, Built, Destroy, Goodbye, decode_control, encode_control
@@ -185,7 +184,7 @@ class RelayNode:
         try:
             with trio.move_on_after(DIAL_TIMEOUT_S):
                 link = await self.endpoint.dial(address, node_id)
-        except LinkError as error:
+        except DialError as error:
             reason = str(error)
         finally:
             self._dials.discard(node_id)
@@ -266,16 +265,6 @@ class RelayNode:
 def _address_text(address: tuple[Any, ...]) -> str:
     host, port = address[0], address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def resolve_exit_addresses(v4: bytes, v6: bytes | None, dns_v4: bytes, dns_v6: bytes) -> ExitAddresses:
-    """The addresses of a lease in the form of a build's answer."""
-    return ExitAddresses(
-        IPv4Address(v4),
-        IPv6Address(v6) if v6 is not None else None,
-        IPv4Address(dns_v4),
-        IPv6Address(dns_v6) if v6 is not None else None,
-    )
 
 
 async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None] | None = None) -> None:

@@ -120,7 +120,7 @@ class CircuitSwitch(Generic[L]):
     def __init__(
         self,
         host: SwitchHost[L],
-        engine: Engine,
+        engine: Engine[L],
         build: RelayBuild,
         *,
         node_id: bytes,

@@ -8,10 +8,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import trio
+from exit.io.dns import DnsServer, open_dns
 
 from circuits.building.messages import ExitAddresses, ExitHere
 from exit.addresses import DNS_V4_PACKED, DNS_V6_PACKED, AddressPool, Lease
-from exit.io.dns import DnsServer, open_dns
 from exit.io.network import ExitNetwork, NetworkSettings, open_network
 from exit.policy import parse_policy
 from overlay.engine.gate import ExitGate, GateCounters

@@ -14,7 +14,6 @@ from overlay.seedlist import MAX_SEED_LIST_BYTES, SeedList, decode_seed_list, fi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from overlay.config.model import Config
 

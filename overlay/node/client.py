@@ -1,0 +1,793 @@
+"""The customer's node: pool, builds, engine, namespace and proxy, joined and run.
+
+    await run_client(config)
+
+runs until cancelled. It fails closed: what the namespace sends without a circuit goes nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from circuits.building.client import BUILD_TIMEOUT_S, BuildDone, BuildFailed, ClientBuild, FailureKind
+from circuits.building.messages import ExitAddresses, ExitHere
+from circuits.errors import DecodeError as CircuitsDecodeError
+from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
+from circuits.path import Path
+from circuits.path_index import PathIndex
+from circuits.pool.machine import Pool
+from circuits.pool.types import (
+    Action,
+    CircuitDead,
+    CircuitReady,
+    CloseCircuit,
+    GuardsChanged,
+    Leased,
+    Need,
+    NeedRefused,
+    PoolSettings,
+    Refused,
+    SendEcho,
+    StartBuild,
+    Trouble,
+    Waiting,
+)
+from exit.addresses import random_inner
+from exit.io.namespace import Namespace, open_namespace
+from overlay.engine.flows import ClientFlow
+from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
+from overlay.engine.io.tun_loop import run_tun
+from overlay.engine.meters import Meter
+from overlay.engine.python import PythonEngine
+from overlay.errors import DecodeError, OverlayError
+from overlay.identity import format_node_id
+from overlay.io.files import read_private, write_atomic
+from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
+from overlay.logs import get_logger
+from overlay.messages import Build, Built, Destroy, decode_control, encode_control
+from overlay.node.candidates import list_candidates, make_constraints
+from overlay.node.io.files import load_directory
+from overlay.node.io.local import lock_state, serve_local
+from overlay.node.suites import offered_suites
+from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
+from overlay.socks.io.listeners import open_listeners, systemd_descriptors
+from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+    from overlay.config.model import Config
+    from overlay.directory import Directory
+    from overlay.links.link import Link
+
+CIRCUIT_LIFETIME_S = 7 * 3600
+"""Asked of relays: the pool drains a circuit for at most six hours after its ten minutes."""
+LEASE_TIMEOUT_S = 30.0
+SAMPLE_S = 0.25
+"""How often circuits in use are looked at for signs of life: well under the half second of silence that brings an echo."""
+DEFAULT_IDLE_S = 120.0
+"""A circuit that programs in the namespace have left, and that nothing has used for so long, is given back."""
+MAX_LINKS = 16
+
+_KIND: dict[Trouble, NoCircuitKind] = {
+    Trouble.BUILDING: NoCircuitKind.NOT_READY,
+    Trouble.FAILING: NoCircuitKind.NOT_READY,
+    Trouble.CLOSED: NoCircuitKind.NOT_READY,
+    Trouble.OFFLINE: NoCircuitKind.OFFLINE,
+    Trouble.NOT_ALLOWED: NoCircuitKind.NOT_ALLOWED,
+    Trouble.NO_PATH: NoCircuitKind.NOT_ALLOWED,
+    Trouble.NO_IPV6: NoCircuitKind.NO_IPV6,
+    Trouble.OVERLOADED: NoCircuitKind.OVERLOADED,
+}
+
+log = get_logger("client")
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Circuit:
+    """A circuit that stands: the engine's flow and what the exit gave."""
+
+    circuit_id: int
+    path: Path
+    link: Link
+    wire_id: int
+    flow: ClientFlow
+    addresses: ExitAddresses
+    build_s: float
+    watchers: dict[Lease, Callable[[], None]] = field(default_factory=dict)
+    heard_packets: int = 0
+    sent_packets: int = 0
+    moved_s: float = 0.0
+    is_closed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Attempt:
+    """A build that waits for its Built or Destroy."""
+
+    build: ClientBuild
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: BuildDone | BuildFailed | None = None
+
+
+class Lease:
+    """A proxy connection's right to use a circuit (overlay.socks.circuits.Lease)."""
+
+    __slots__ = ("_is_released", "_node", "circuit", "dns_v4", "source_v4", "source_v6")
+
+    def __init__(self, node: ClientNode, circuit: Circuit) -> None:
+        self._node = node
+        self._is_released = False
+        self.circuit = circuit
+        self.source_v4 = str(circuit.addresses.ipv4)
+        self.source_v6 = str(circuit.addresses.ipv6) if circuit.addresses.ipv6 is not None else None
+        self.dns_v4 = str(circuit.addresses.dns_ipv4)
+
+    def watch(self, on_closed: Callable[[], None]) -> None:
+        """Have ``on_closed`` called once when the circuit is dead; at once if it is."""
+        if self._is_released:
+            return
+        if self.circuit.is_closed:
+            on_closed()
+        else:
+            self.circuit.watchers[self] = on_closed
+
+    def release(self) -> None:
+        """Give the lease back; twice is allowed."""
+        if not self._is_released:
+            self._is_released = True
+            self.circuit.watchers.pop(self, None)
+            self._node.release(self.circuit)
+
+
+class ClientNode:
+    """The customer's state. Made by ``run_client``."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Directory,
+        guards: GuardStore,
+        guards_file: FilePath,
+        namespace: Namespace,
+        nursery: trio.Nursery,
+        progress: Callable[[str], None],
+        own_families: frozenset[int],
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.endpoint: Endpoint
+        self.proxy: ProxyServer | None = None
+        self.started_s = trio.current_time()
+        self._guards = guards
+        self._guards_file = guards_file
+        self._namespace = namespace
+        self._nursery = nursery
+        self._progress = progress
+        self._suites = offered_suites()
+        self._families = own_families
+        self._links: dict[bytes, Link] = {}
+        self._dialling: dict[bytes, trio.Event] = {}
+        self._dial_errors: dict[bytes, str] = {}
+        self._attempts: dict[tuple[Link, int], _Attempt] = {}
+        self._abandoned: dict[int, trio.CancelScope] = {}
+        self._circuits: dict[int, Circuit] = {}
+        self._by_flow: dict[FlowHandle, Circuit] = {}
+        self._by_wire: dict[tuple[Link, int], Circuit] = {}
+        self._changed = trio.Event()
+        self._refused: dict[Need, tuple[Trouble, str]] = {}
+        self._wake = trio.Event()
+        self._default: Lease | None = None
+        self._default_wanted = trio.Event()
+        self._leaving: list[Lease] = []
+        self._meters: dict[bytes, Meter] = {}
+        self._build_times_s: list[float] = []
+        self.last_failure = ""
+        self.ready = trio.Event()
+        self.engine = PythonEngine(
+            self,
+            clock=trio.current_time,
+            rng=os.urandom,
+            memory_limit_bytes=config.node.memory_limit_bytes,
+        )
+        self.engine.attach_tun(namespace.tun, by_source=True)
+        settings = PoolSettings(
+            spares=config.client.circuits_ready,
+            max_circuits=config.client.max_circuits,
+            rotate_after_s=config.client.rotation_s,
+        )
+        self.pool = Pool(
+            PathIndex(list_candidates(directory, time.time())),
+            make_constraints(config.client, self._suites, own_families),
+            guards,
+            os.urandom,
+            settings=settings,
+            unix_offset_s=time.time() - trio.current_time(),
+        )
+
+    # -- what the engine tells ------------------------------------------------------------------------------------
+
+    def on_link_up(self, link: Link) -> None:
+        """A guard is there."""
+
+    def on_link_closed(self, link: Link, code: int, reason: str) -> None:
+        """A guard is gone. Its flows were reported before."""
+        if link.peer is not None and self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            sentence = f"the link to the guard was lost ({reason})"
+            self.act(self.pool.handle_guard_lost(link.peer, sentence, trio.current_time()))
+        for key, attempt in list(self._attempts.items()):
+            if key[0] is link:
+                self._finish(attempt, attempt.build.handle_closed())
+
+    def on_control(self, link: Link, message: bytes) -> None:
+        """A guard's control message."""
+        try:
+            decoded = decode_control(message)
+        except DecodeError:
+            link.close(1, "a message that cannot be read")
+            return
+        if isinstance(decoded, Built):
+            attempt = self._attempts.get((link, decoded.circuit_id))
+            if attempt is not None:
+                self._finish(attempt, attempt.build.handle_built(decoded.records))
+        elif isinstance(decoded, Destroy):
+            attempt = self._attempts.get((link, decoded.circuit_id))
+            if attempt is not None:
+                self._finish(attempt, attempt.build.handle_closed(decoded.code))
+            circuit = self._by_wire.get((link, decoded.circuit_id))
+            if circuit is not None:
+                self._lost(circuit, f"its relays closed it (code {decoded.code})")
+
+    def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
+        """The engine dropped a circuit's flow."""
+        circuit = self._by_flow.get(flow)
+        if circuit is not None:
+            self._lost(circuit, f"the packets of its relays are not in order ({fault.name.lower()})")
+
+    def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
+        """An echo came back."""
+        circuit = self._by_flow.get(flow)
+        if circuit is not None:
+            self.act(self.pool.handle_echo(circuit.circuit_id, token, trio.current_time()))
+
+    def on_meter_low(self, meter: Meter) -> None:
+        """Meters have no limit in a network without payments."""
+
+    # -- what the proxy asks for (overlay.socks.circuits.Circuits) -------------------------------------------------
+
+    def lease_now(self, isolation: Isolation, destination: Destination) -> Lease | None:
+        """A lease if a circuit is ready."""
+        outcome = self._lease(self._need(isolation, destination))
+        return outcome if isinstance(outcome, Lease) else None
+
+    async def lease(self, isolation: Isolation, destination: Destination) -> Lease:
+        """A lease, waiting up to LEASE_TIMEOUT_S. Raises NoCircuit with a sentence."""
+        need = self._need(isolation, destination)
+        deadline = trio.current_time() + LEASE_TIMEOUT_S
+        while True:
+            outcome = self._lease(need)
+            if isinstance(outcome, Lease):
+                return outcome
+            if isinstance(outcome, Refused):
+                raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
+            changed = self._changed
+            with trio.move_on_at(deadline) as scope:
+                await changed.wait()
+            if scope.cancelled_caught:
+                raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
+            refused = self._refused.get(need)
+            if refused is not None:
+                raise NoCircuit(_KIND[refused[0]], refused[1])
+
+    def _lease(self, need: Need) -> Lease | Waiting | Refused:
+        outcome, actions = self.pool.lease(need, trio.current_time())
+        self.act(actions)
+        if isinstance(outcome, Leased):
+            return Lease(self, self._circuits[outcome.circuit_id])
+        self._wake.set()
+        return outcome
+
+    def release(self, circuit: Circuit) -> None:
+        """A lease's end."""
+        if not circuit.is_closed:
+            self.act(self.pool.release(circuit.circuit_id, trio.current_time()))
+
+    def _need(self, isolation: Isolation, destination: Destination) -> Need:
+        rules = self.config.client.isolation
+        key = isolation.key if "user" in rules else b""
+        if "destination" in rules:
+            key += b"\0" + destination.host.encode()
+        if "port" in rules:
+            key += destination.port.to_bytes(2, "big")
+        return Need(key, destination.port, destination.ip_version == 6)
+
+    # -- the pool's actions ----------------------------------------------------------------------------------------
+
+    def act(self, actions: list[Action]) -> None:
+        """Carry out what the pool wants, in order."""
+        for action in actions:
+            if isinstance(action, StartBuild):
+                self._nursery.start_soon(self._build, action.circuit_id, action.path)
+            elif isinstance(action, SendEcho):
+                circuit = self._circuits.get(action.circuit_id)
+                if circuit is not None:
+                    self.engine.echo(circuit.flow, action.token)
+            elif isinstance(action, CloseCircuit):
+                self._close(action.circuit_id, action.sentence)
+            elif isinstance(action, CircuitReady):
+                self.ready.set()
+                self._refused.clear()
+                self._announce()
+            elif isinstance(action, CircuitDead):
+                log.info("circuit died", reason=action.sentence, connections=action.leases)
+            elif isinstance(action, NeedRefused):
+                if len(self._refused) < 1024:
+                    self._refused[action.need] = (action.trouble, action.sentence)
+                self.last_failure = action.sentence
+                self._announce()
+            elif isinstance(action, GuardsChanged):
+                self._nursery.start_soon(self._save_guards, self._guards.encode())
+        if actions:
+            self._wake.set()
+            if hasattr(self, "endpoint"):
+                self.endpoint.flush()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _save_guards(self, data: bytes) -> None:
+        # Sequence is kept by the single writer: the newest state is written last.
+        write_atomic(self._guards_file, data)
+
+    def _lost(self, circuit: Circuit, sentence: str) -> None:
+        self.act(self.pool.handle_closed(circuit.circuit_id, sentence, trio.current_time()))
+        self._close(circuit.circuit_id, sentence)
+
+    def _close(self, circuit_id: int, sentence: str) -> None:
+        scope = self._abandoned.get(circuit_id)
+        if scope is not None:
+            scope.cancel()
+        circuit = self._circuits.pop(circuit_id, None)
+        if circuit is None or circuit.is_closed:
+            return
+        circuit.is_closed = True
+        self._by_flow.pop(circuit.flow, None)
+        self._by_wire.pop((circuit.link, circuit.wire_id), None)
+        self.engine.drop(circuit.flow)
+        circuit.link.send_control(encode_control(Destroy(circuit.wire_id, 0)))
+        watchers, circuit.watchers = list(circuit.watchers.values()), {}
+        for on_closed in watchers:
+            on_closed()
+        self._nursery.start_soon(self._remove_addresses, circuit)
+        if self._default is not None and self._default.circuit is circuit:
+            self._default = None
+        self._announce()
+
+    async def _remove_addresses(self, circuit: Circuit) -> None:
+        v6 = circuit.addresses.ipv6
+        with suppress(Exception):  # the namespace may be on its way out as well
+            await self._namespace.remove_addresses(
+                str(circuit.addresses.ipv4), str(v6) if v6 is not None else None
+            )
+
+    # -- builds ----------------------------------------------------------------------------------------------------
+
+    async def _build(self, circuit_id: int, path: Path) -> None:
+        with trio.CancelScope() as scope:
+            self._abandoned[circuit_id] = scope
+            try:
+                outcome = await self._try_build(circuit_id, path)
+            finally:
+                self._abandoned.pop(circuit_id, None)
+            now = trio.current_time()
+            if isinstance(outcome, Circuit):
+                self._circuits[circuit_id] = outcome
+                self._by_flow[outcome.flow] = outcome
+                self._by_wire[(outcome.link, outcome.wire_id)] = outcome
+                self._build_times_s = [*self._build_times_s[-99:], outcome.build_s]
+                self.act(self.pool.handle_built(circuit_id, outcome.addresses.ipv6 is not None, now))
+            else:
+                self.last_failure = outcome.sentence
+                self._progress(f"no circuit yet: {outcome.sentence}")
+                log.info("build failed", reason=outcome.sentence)
+                self.act(self.pool.handle_build_failed(circuit_id, outcome.suspects, outcome.sentence, now))
+
+    async def _try_build(self, circuit_id: int, path: Path) -> Circuit | BuildFailed:
+        guard = path.hops[0]
+        self._progress(f"building a circuit of {len(path.hops)} relays")
+        link = await self._link_to(guard.candidate.node_id, guard.address)
+        if link is None:
+            reason = self._dial_errors.get(guard.candidate.node_id, "no answer")
+            self.act(self.pool.handle_guard_lost(guard.candidate.node_id, reason, trio.current_time()))
+            return BuildFailed(FailureKind.CLOSED, 0, (0,), None, f"hop 1: {reason}")
+        begun = trio.current_time()
+        suite = self._choose_suite(path)
+        build = ClientBuild(
+            path.build_hops(),
+            ExitHere(
+                IPv4Address(random_inner(os.urandom, 4)), IPv6Address(random_inner(os.urandom, 6)), True
+            ),
+            suite=suite,
+            lifetime_s=CIRCUIT_LIFETIME_S,
+            rng=os.urandom,
+            now=begun,
+            unix_s=time.time(),
+        )
+        wire_id = self._choose_wire_id(link)
+        attempt = self._attempts[(link, wire_id)] = _Attempt(build)
+        stands = False
+        try:
+            link.send_control(encode_control(Build(wire_id, build.records)))
+            with trio.move_on_after(BUILD_TIMEOUT_S):
+                await attempt.done.wait()
+            outcome = attempt.outcome or build.handle_timeout(trio.current_time() + BUILD_TIMEOUT_S)
+            if not isinstance(outcome, BuildDone):
+                assert outcome is not None
+                return outcome
+            build_s = trio.current_time() - begun
+            addresses = outcome.addresses
+            v6 = addresses.ipv6
+            if any(other.addresses.ipv4 == addresses.ipv4 for other in self._circuits.values()):
+                sentence = "the exit gave an inner address that another circuit has; the next one will differ"
+                return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
+            await self._namespace.add_addresses(str(addresses.ipv4), str(v6) if v6 is not None else None)
+            if link.end is not None:
+                return BuildFailed(FailureKind.CLOSED, 0, (0,), None, "hop 1: its link was lost")
+            flow = self.engine.client(
+                outcome.roots,
+                suite,
+                link,
+                wire_id,
+                Price(self._meter(guard.candidate.node_id), path.price_wei_per_packet),
+                InnerAddresses(addresses.ipv4.packed, v6.packed if v6 is not None else None),
+            )
+            stands = True
+            return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
+        finally:
+            self._attempts.pop((link, wire_id), None)
+            if not stands:
+                link.send_control(encode_control(Destroy(wire_id, 0)))
+
+    def _finish(self, attempt: _Attempt, outcome: BuildDone | BuildFailed | None) -> None:
+        if outcome is not None:
+            attempt.outcome = outcome
+            attempt.done.set()
+
+    def _meter(self, node_id: bytes) -> Meter:
+        return self._meters.setdefault(node_id, Meter())
+
+    def _choose_suite(self, path: Path) -> int:
+        for suite in self._suites:
+            if all(suite in hop.candidate.suites for hop in path.hops):
+                return suite
+        return self._suites[0]
+
+    def _choose_wire_id(self, link: Link) -> int:
+        while True:
+            wire_id = int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF
+            if (link, wire_id) not in self._attempts and not self.engine.circuit_id_in_use(link, wire_id):
+                return wire_id
+
+    async def _link_to(self, node_id: bytes, address: tuple[str, int]) -> Link | None:
+        """The link to a guard, dialled if need be; all that want the same one wait for the same dial."""
+        while True:
+            link = self._links.get(node_id)
+            if link is not None and link.end is None:
+                return link
+            waiting = self._dialling.get(node_id)
+            if waiting is None:
+                break
+            await waiting.wait()
+            if node_id in self._dial_errors:
+                return None
+        done = self._dialling[node_id] = trio.Event()
+        self._dial_errors.pop(node_id, None)
+        self._progress(f"connecting to the guard at {address[0]}")
+        try:
+            link = await self.endpoint.dial(address, node_id)
+            self._links[node_id] = link
+        except DialError as error:
+            if len(self._dial_errors) > MAX_LINKS:
+                self._dial_errors.clear()
+            self._dial_errors[node_id] = str(error)
+            return None
+        finally:
+            del self._dialling[node_id]
+            done.set()
+        return link
+
+    # -- programs in the namespace -----------------------------------------------------------------------------------
+
+    async def keep_default(self) -> None:
+        """Give programs of `hopfare exec` the current circuit as their way out, from the first one on."""
+        await self._default_wanted.wait()
+        while True:
+            lease: Lease | None = None
+            with suppress(NoCircuit):
+                lease = await self.lease(NO_ISOLATION, Destination("", 0, 0))
+            if lease is not None and self._default is not None and lease.circuit is self._default.circuit:
+                lease.release()
+            else:
+                if self._default is not None:
+                    self._leaving.append(self._default)
+                self._default = lease
+                await self._namespace.set_default_source(
+                    lease.source_v4 if lease is not None else None,
+                    lease.source_v6 if lease is not None else None,
+                )
+            now = trio.current_time()
+            for old in list(self._leaving):
+                if old.circuit.is_closed or now - old.circuit.moved_s > DEFAULT_IDLE_S:
+                    self._leaving.remove(old)
+                    old.release()
+            changed = self._changed
+            with trio.move_on_after(5.0):
+                await changed.wait()
+
+    async def exec_info(self) -> dict[str, Any]:
+        """What `hopfare exec` needs, once programs have a way out."""
+        self._default_wanted.set()
+        with trio.move_on_after(LEASE_TIMEOUT_S):
+            while self._default is None:
+                await trio.sleep(0.02)
+        return {"helper_pid": self._namespace.helper_pid, "circuit": self._default is not None}
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    async def keep_pool(self) -> None:
+        """The pool's clock, and the circuits' signs of life, until cancelled."""
+        self.act(self.pool.handle_timeout(trio.current_time()))
+        while True:
+            self._wake = trio.Event()
+            now = trio.current_time()
+            due = self.pool.next_timeout(now)
+            wait_s = max(0.0, due - now) if due is not None else 3600.0
+            if any(circuit.watchers for circuit in self._circuits.values()) or self._default is not None:
+                wait_s = min(wait_s, SAMPLE_S)
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+            now = trio.current_time()
+            self._sample(now)
+            self.act(self.pool.handle_timeout(now))
+            if self._wake.is_set():
+                # What acts may set it off again at once; a turn for the others in between.
+                await trio.lowlevel.checkpoint()
+
+    def _sample(self, now: float) -> None:
+        for circuit in self._circuits.values():
+            heard = circuit.flow.counters.backward.packets
+            sent = circuit.flow.counters.forward.packets
+            if heard != circuit.heard_packets:
+                circuit.heard_packets = heard
+                circuit.moved_s = now
+                self.pool.note_traffic(circuit.circuit_id, now, received=True)
+            if sent != circuit.sent_packets:
+                circuit.sent_packets = sent
+                circuit.moved_s = now
+                self.pool.note_traffic(circuit.circuit_id, now, received=False)
+
+    async def keep_directory(self) -> None:
+        """Read the seed list again when its file changes."""
+        path = self.config.seed_list
+        seen = _stamp(path)
+        while True:
+            await trio.sleep(30.0)
+            self.pool.set_unix_offset(time.time() - trio.current_time())
+            stamp = _stamp(path)
+            if stamp == seen:
+                continue
+            seen = stamp
+            try:
+                self.directory, _ = load_directory(self.config, time.time())
+            except OverlayError as error:
+                log.error("the new seed list is not used", reason=str(error))
+                continue
+            log.info("seed list read", relays=len(self.directory))
+            index = PathIndex(list_candidates(self.directory, time.time()))
+            self.act(self.pool.set_index(index, trio.current_time()))
+
+    # -- status ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What `hopfare status` shows."""
+        now = trio.current_time()
+        ready = [row for row in self.pool.status(now) if row.state.value == "ready"]
+        problems = []
+        if not ready:
+            problems.append(self.pool.explain(now) or self.last_failure or "no circuit has been built yet")
+        missing = self.directory.explain_no_exit(time.time(), country=self.config.client.exit_country)
+        if missing:
+            problems.append(missing)
+        for port in (80, 443):
+            without = self.directory.explain_no_exit(time.time(), port=port)
+            if without and not missing:
+                problems.append(without)
+        builds = sorted(self._build_times_s)
+        return {
+            "role": "client",
+            "ready": bool(ready),
+            "problems": problems,
+            "uptime_s": round(now - self.started_s, 1),
+            "pid": os.getpid(),
+            "hops": self.config.client.hops,
+            "directory": len(self.directory),
+            "circuits_ready": len(ready),
+            "circuits": len(self._circuits),
+            "build_median_ms": round(1000 * builds[len(builds) // 2], 2) if builds else None,
+            "guards": [
+                {
+                    "name": format_node_id(node_id),
+                    "address": link.peer_address[0],
+                    "rtt_ms": round(link.rtt_s * 1000, 2),
+                }
+                for node_id, link in self._links.items()
+            ],
+            "proxy": self.proxy.status() if self.proxy is not None else {},
+            "dropped_without_circuit": self.engine.unknown_packets,
+            "queued_bytes": self.engine.budget.used_bytes,
+        }
+
+    def list_circuits(self) -> list[dict[str, Any]]:
+        """What `hopfare circuits` shows."""
+        rows = []
+        for row in self.pool.status(trio.current_time()):
+            circuit = self._circuits.get(row.circuit_id)
+            rows.append(
+                {
+                    "id": row.circuit_id,
+                    "state": row.state.value,
+                    "path": [format_node_id(relay.node_id) for relay in row.relays],
+                    "countries": [relay.country or "??" for relay in row.relays],
+                    "addresses": [relay.addresses[0][0] for relay in row.relays],
+                    "why": list(row.reasons),
+                    "age_s": round(row.age_s, 1),
+                    "connections": row.leases,
+                    "isolated": row.isolated,
+                    "suspect": row.suspect,
+                    "rtt_ms": round(row.rtt_s * 1000, 2) if row.rtt_s is not None else None,
+                    "loss": round(row.loss, 3),
+                    "build_ms": round(circuit.build_s * 1000, 2) if circuit is not None else None,
+                    "packets_up": circuit.flow.counters.forward.packets if circuit is not None else 0,
+                    "packets_down": circuit.flow.counters.backward.packets if circuit is not None else 0,
+                    "inner_ipv4": str(circuit.addresses.ipv4) if circuit is not None else None,
+                    "inner_ipv6": str(circuit.addresses.ipv6)
+                    if circuit is not None and circuit.addresses.ipv6 is not None
+                    else None,
+                }
+            )
+        return rows
+
+
+class _Local:
+    """Answers the local control socket."""
+
+    def __init__(self, node: ClientNode, scope: trio.CancelScope) -> None:
+        self._node = node
+        self._scope = scope
+
+    async def handle(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        node = self._node
+        if method == "status":
+            return node.status()
+        if method == "circuits":
+            return {"circuits": node.list_circuits()}
+        if method == "exec-info":
+            return await node.exec_info()
+        if method == "newnym":
+            node.act(node.pool.renew(trio.current_time()))
+            return {}
+        if method == "stop":
+            self._scope.cancel()
+            return {}
+        raise LookupError(f"a client has no {method}")
+
+
+def load_guards(path: FilePath) -> GuardStore:
+    """The guards kept on disk, or none. Raises FileError; a damaged file is set aside and said so."""
+    if not path.exists():
+        return GuardStore()
+    try:
+        return decode_guards(read_private(path, "the guards", MAX_STATE_BYTES))
+    except CircuitsDecodeError:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        log.error("the guards file is damaged: new guards are chosen, the old file is kept", file=str(aside))
+        return GuardStore()
+
+
+async def run_client(
+    config: Config,
+    *,
+    started: Callable[[], None] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    socks_descriptors: tuple[int, ...] = (),
+) -> None:
+    """Run the customer's node until cancelled. ``started`` is called when the first circuit is ready.
+
+    ``socks_descriptors``: listening sockets to take over, instead of the configured addresses. Raises OverlayError, NamespaceError and
+    ListenError, each one sentence for the user.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lock_state(config.state_dir))
+        directory, _ = load_directory(config, time.time())
+        guards_file = config.state_dir / "guards.json"
+        guards = load_guards(guards_file)
+        descriptors = [*socks_descriptors, *systemd_descriptors(os.environ, os.getpid())]
+        listeners = open_listeners(
+            [] if descriptors else [(address.ip, address.port) for address in config.client.socks],
+            descriptors,
+        )
+        for listener in listeners:
+            stack.callback(listener.close)
+        progress("making a network namespace")
+        namespace = await stack.enter_async_context(open_namespace())
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        families = _own_families(directory)
+        node = ClientNode(
+            config, directory, guards, guards_file, namespace, nursery, progress, frozenset(families)
+        )
+        addresses = [("0.0.0.0", 0)] if 4 in families else []
+        if 6 in families:
+            addresses.append(("::", 0))
+        node.endpoint = await stack.enter_async_context(
+            open_endpoint(addresses, None, node.engine, backend=config.node.quic, role="customer")
+        )
+
+        async def pump() -> None:
+            await run_tun(node.engine, namespace.tun, node.endpoint.flush, may_rest=True)
+
+        nursery.start_soon(pump)
+        nursery.start_soon(node.keep_pool)
+        nursery.start_soon(node.keep_default)
+        nursery.start_soon(node.keep_directory)
+        limits = ProxyLimits(max_connections=config.client.max_connections)
+
+        async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
+            await serve_proxy(listeners, node, namespace, limits=limits, task_status=task_status)
+
+        node.proxy = await nursery.start(serve)
+        await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
+        try:
+            await node.ready.wait()
+            if started is not None:
+                started()
+            await trio.sleep_forever()
+        finally:
+            node.act(node.pool.close())
+            node.endpoint.flush()
+            nursery.cancel_scope.cancel()
+
+
+def _own_families(directory: Directory) -> set[int]:
+    """IP versions in which this machine has a way to some relay."""
+    import socket
+
+    families: set[int] = set()
+    for address in directory.known_addresses():
+        if address.version in families:
+            continue
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))  # sends nothing: asks the routing table
+            families.add(int(address.version))
+    return families or {4}
+
+
+def _stamp(path: FilePath | None) -> tuple[int, int]:
+    if path is None:
+        return 0, 0
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
