@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from exit.dns.rules import Rules
+from exit.dns.upstream import Upstream
 from exit.io.dns import DnsServer, open_dns
 
 from circuits.building.messages import ExitAddresses, ExitHere
-from exit.addresses import DNS_V4_PACKED, DNS_V6_PACKED, AddressPool, Lease
+from exit.addresses import DNS_V4, DNS_V4_PACKED, DNS_V6, DNS_V6_PACKED, AddressPool, Lease
 from exit.io.network import ExitNetwork, NetworkSettings, open_network
 from exit.policy import parse_policy
 from overlay.engine.gate import ExitGate, GateCounters
@@ -119,7 +122,12 @@ async def open_exit_side(
     )
     async with (
         open_network(settings, config.state_dir) as network,
-        open_dns(network, [(address.ip, address.port) for address in config.exit.resolvers]) as dns,
+        open_dns(
+            _dns_hosts(),
+            Rules(has_ipv6=network.has_ipv6),
+            lambda: network.deny,
+            [Upstream(address.ip, address.port) for address in config.exit.resolvers],
+        ) as dns,
         trio.open_nursery() as nursery,
     ):
         for warning in network.warnings:
@@ -136,3 +144,10 @@ async def open_exit_side(
             yield side
         finally:
             nursery.cancel_scope.cancel()
+
+
+def _dns_hosts() -> list[str]:
+    """The inner addresses that DNS answers on: the IPv6 one unless the kernel has none."""
+    disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    has_ipv6 = disabled.exists() and disabled.read_text().strip() == "0"
+    return [str(DNS_V4), str(DNS_V6)] if has_ipv6 else [str(DNS_V4)]
