@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_NAME = re.compile(r"[a-z2-7]{52}")
 _UNITS = {
     "_s": lambda value: format_seconds(value),
     "_ms": lambda value: f"{value:g} ms",
@@ -45,12 +47,33 @@ def render_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a table with a column for each key, in the order in which they first appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_title(column) for column in columns]]
-    cells += [[_format(column, row.get(column)) for column in columns] for row in rows]
+    cells += [[_shorten(_format(column, row.get(column))) for column in columns] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     ]
+
+
+def render_circuits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of a client's circuits: where they go and how they are; the rest is in the JSON."""
+    shown = []
+    for row in rows:
+        countries = row.get("countries") or []
+        hops = []
+        for place, name in enumerate(row.get("path") or []):
+            country = countries[place] if place < len(countries) and countries[place] != "??" else ""
+            hops.append(f"{_shorten(str(name))} {country}".strip())
+        notes = [word for word in ("isolated", "suspect") if row.get(word)]
+        line = {
+            "id": row.get("id"),
+            "state": row.get("state"),
+            "path": hops,
+            **{key: row.get(key) for key in ("rtt_ms", "loss", "build_ms", "age_s", "connections")},
+            "notes": notes,
+        }
+        shown.append(line)
+    return render_table(shown)
 
 
 def format_seconds(value: float) -> str:
@@ -74,6 +97,11 @@ def format_bytes(value: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def _shorten(text: str) -> str:
+    """Return a node's name as its first 12 characters, any other text as it is; JSON has whole names."""
+    return text[:12] if _NAME.fullmatch(text) else text
 
 
 def _title(key: str) -> str:

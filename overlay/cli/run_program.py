@@ -11,6 +11,9 @@ from overlay.cli.manual import ManualCommand
 from overlay.cli.options import Common, common_options
 from overlay.errors import OverlayError
 
+ANSWER_TIMEOUT_S = 60.0
+"""The client answers once it has a circuit for programs, or has given up waiting for one."""
+
 
 @click.command(
     "exec",
@@ -41,7 +44,9 @@ def exec_command(common: Common, program: tuple[str, ...]) -> None:
     from overlay.node.io.local import call_local
 
     try:
-        info = call_local(common.load().state_dir, "exec-info")
+        info = call_local(common.load().state_dir, "exec-info", timeout_s=ANSWER_TIMEOUT_S)
+        if not info.get("circuit", True):
+            click.echo("hopfare: no circuit yet: until there is one, nothing gets out", err=True)
         names = info.get("dns")
         if names:
             run_exec(int(info["helper_pid"]), program, dns_addresses=[str(name) for name in names])

@@ -11,7 +11,7 @@ import click
 from overlay.cli.errors import NOT_WORKING
 from overlay.cli.manual import ManualCommand
 from overlay.cli.options import Common, common_options, json_option
-from overlay.cli.render import render_status, render_table
+from overlay.cli.render import render_circuits, render_status
 from overlay.node.io.local import call_local
 
 
@@ -55,7 +55,7 @@ def circuits(common: Common, as_json: bool, renew: bool) -> None:
         return
     answer = call_local(state_dir, "circuits")
     rows = answer.get("circuits", [])
-    _show(answer, "\n".join(render_table(rows)) if rows else "no circuits", as_json=as_json)
+    _show(answer, "\n".join(render_circuits(rows)) if rows else "no circuits", as_json=as_json)
 
 
 @click.command(cls=ManualCommand, examples=(("hopfare stop", "Stop it and wait until it has tidied up."),))

@@ -225,10 +225,16 @@ def test_status_of_a_node_that_does_not(run, node):
 
 def test_circuits_and_new_ones(run, node):
     assert "a client has no circuits" in run("circuits")[2]
-    node["circuits"] = {"circuits": [{"id": 7, "path": ["a", "b", "c"], "rtt_ms": 3.25, "age_s": 61}]}
+    row = {"id": 7, "state": "ready", "path": ["a" * 52, "b", "c"], "countries": ["IS", "??"], "rtt_ms": 3.25}
+    node["circuits"] = {
+        "circuits": [{**row, "age_s": 61, "isolated": True, "build_ms": 9.5, "addresses": []}]
+    }
     status, out, _ = run("circuits")
     assert status == 0
-    assert out.splitlines() == ["id  path       rtt      age", "7   a > b > c  3.25 ms  1 min 1 s"]
+    assert out.splitlines() == [
+        "id  state  path                     rtt      loss  build   age        connections  notes",
+        "7   ready  aaaaaaaaaaaa IS > b > c  3.25 ms  -     9.5 ms  1 min 1 s  -            isolated",
+    ]
     assert json.loads(run("circuits", "--json")[1]) == node["circuits"]
     node["newnym"] = {}
     assert run("circuits", "--renew")[0] == 0
