@@ -1,4 +1,4 @@
-"""A page through a SOCKS5 proxy, timed: what `curl --socks5-hostname` would do, for the demo's own account."""
+"""A page through a SOCKS5 proxy, timed, for the demo's own account of it."""
 
 from __future__ import annotations
 

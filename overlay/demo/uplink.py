@@ -2,8 +2,8 @@
 
 As root: a veth pair between the lab's "internet" namespace and the machine's own, masqueraded there by a
 table of our own. Every change to the machine is in the lab's journal before it is made and is undone at the
-end, or by the next lab if this one was killed; the veth pair goes with the namespace. Without root: `pasta`
-or `slirp4netns`, if installed, does it in user space and changes nothing.
+end, or by the next lab if this one was killed; the veth pair goes with the namespace. Without root the small
+internet is all there is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overlay.demo.box import SYSTEM_PATH, LabError, Process
+from overlay.demo.box import SYSTEM_PATH, LabError
 
 if TYPE_CHECKING:
     from overlay.demo.lab import Lab
@@ -34,6 +34,7 @@ table ip {table} {{
     }}
     chain pass {{
         type filter hook forward priority 0;
+{resolver}
         iifname "{veth}" ip daddr {{ 10.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16 }} drop
         iifname "{veth}" ip daddr {{ 172.16.0.0/12, 192.168.0.0/16 }} drop
     }}
@@ -43,6 +44,7 @@ table ip {table} {{
     }}
 }}
 """
+_RESOLVER_RULE = '        iifname "{veth}" ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept'
 _INTERNET_RULES = """
 table ip lab_uplink {
     chain out {
@@ -59,8 +61,28 @@ def default_device() -> str | None:
     return str(routes[0]["dev"]) if routes and "dev" in routes[0] else None
 
 
-def join_as_root(lab: Lab) -> str:
+def find_resolver() -> str | None:
+    """An IPv4 address of a DNS server that this machine uses, None if it has only one on itself."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        for words in map(str.split, lines):
+            if len(words) == 2 and words[0] == "nameserver":
+                try:
+                    address = ipaddress.IPv4Address(words[1])
+                except ValueError:
+                    continue
+                if not address.is_loopback:
+                    return str(address)
+    return None
+
+
+def join_as_root(lab: Lab, resolver: str | None) -> str:
     """Give the lab's internet namespace a way out; one sentence on what was made.
+
+    `resolver` is the one private address that it may ask for names.
 
     Raises LabError, with everything undone, if the machine has no default route or refuses a step.
     """
@@ -83,7 +105,8 @@ def join_as_root(lab: Lab) -> str:
         _run(["ip", "link", "add", veth, "type", "veth", "peer", "name", "up0", "netns", str(holder.pid)])
         _run(["ip", "addr", "add", f"{ours}/30", "dev", veth])
         _run(["ip", "link", "set", veth, "up"])
-        rules = _HOST_RULES.format(table=table, network=network, veth=veth)
+        asks = "" if resolver is None else _RESOLVER_RULE.format(veth=veth, resolver=resolver)
+        rules = _HOST_RULES.format(table=table, network=network, veth=veth, resolver=asks)
         _run(["nft", "-f", "-"], rules)
         Path(f"/proc/sys/net/ipv4/conf/{veth}/forwarding").write_text("1")
         forwarding.write_text("1")
@@ -107,15 +130,6 @@ def leave_as_root(lab: Lab) -> None:
     for entry in lab.folder.entries:
         undo(entry)
         lab.folder.forget(entry)
-
-
-def join_without_root(lab: Lab) -> Process:
-    """Start `slirp4netns` for the internet namespace. Raises LabError if it is not installed or fails."""
-    tool = shutil.which("slirp4netns")
-    if tool is None:
-        raise LabError("slirp4netns is not installed, so the demo's own small internet is all there is")
-    holder = lab.spawn("internet", ["sleep", "infinity"], log="uplink")
-    raise LabError(f"not yet: {tool} {holder.pid}")
 
 
 def undo(entry: Mapping[str, Any]) -> None:

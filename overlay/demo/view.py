@@ -133,7 +133,7 @@ def relay_rows(
     places: Sequence[Place], statuses: Mapping[str, Status], rates: Mapping[str, float]
 ) -> list[tuple[str, ...]]:
     """The live view's table of relays: name, role, address, country, state, links, circuits, speed."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place in places:
         status = statuses.get(place.name)
         if status is None:
@@ -149,6 +149,25 @@ def relay_rows(
                 str(len(status.get("links", []))),
                 str(status.get("circuits", "-")),
                 f"{rates.get(place.name, 0.0) / 1e6:.2f} MB/s",
+            )
+        )
+    return rows
+
+
+def circuit_rows(circuits: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The live view's table of circuits: number, path, state, age, connections, round trip, received."""
+    rows: list[tuple[str, ...]] = []
+    for circuit in circuits:
+        rtt_ms = circuit.get("rtt_ms")
+        rows.append(
+            (
+                str(circuit["id"]),
+                " > ".join(names.get(node_id, node_id[:8]) for node_id in circuit["path"]),
+                str(circuit["state"]),
+                f"{circuit['age_s']:.0f} s",
+                str(circuit["connections"]),
+                "-" if rtt_ms is None else f"{rtt_ms:.1f} ms",
+                f"{circuit['packets_down'] * UNIT / 1e6:.1f} MB",
             )
         )
     return rows
