@@ -35,8 +35,18 @@ from overlay.cli.manual import ManualCommand
 @click.option("--quic", default="qh3", show_default=True, type=click.Choice(["qh3", "aioquic", "mixed"]))
 @click.option("--once", is_flag=True, help="Show it once and end, instead of running until Ctrl-C.")
 @click.option("--plain", is_flag=True, help="No live view: plain lines.")
-def demo(relays: int, hops: int, socks: str, quic: str, once: bool, plain: bool) -> None:
+@click.option(
+    "--real-internet/--no-real-internet",
+    default=None,
+    help="Let the exits reach the real internet too. By default if there is one.",
+)
+def demo(
+    relays: int, hops: int, socks: str, quic: str, once: bool, plain: bool, real_internet: bool | None
+) -> None:
     """Start a network of relays on this machine and browse through it."""
     from overlay.demo.run import DemoOptions, main
 
-    sys.exit(main(DemoOptions(relays=relays, hops=hops, socks=socks, quic=quic, once=once, plain=plain)))
+    options = DemoOptions(
+        relays=relays, hops=hops, socks=socks, quic=quic, once=once, plain=plain, real_internet=real_internet
+    )
+    sys.exit(main(options))
