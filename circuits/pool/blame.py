@@ -1,0 +1,62 @@
+"""Who is avoided after a failure: turns failed builds and dead circuits into entries of the back-off.
+
+A rule throughout: the guard is only blamed where nobody else can be the cause, or where builds over it
+keep failing with others in the other places. Else any relay further on could drive a customer from guard
+to guard.
+"""
+
+from __future__ import annotations
+
+from circuits.backoff import BackOff
+from circuits.path import Path
+
+GUARD_STRIKES = 4  # failures in a row over one guard that nobody answers for
+
+
+class Blame:
+    """The book of failures."""
+
+    __slots__ = ("_backoff", "_strikes")
+
+    def __init__(self, backoff: BackOff) -> None:
+        """Report to `backoff`."""
+        self._backoff = backoff
+        self._strikes: dict[bytes, int] = {}
+
+    def note_works(self, path: Path) -> None:
+        """A build succeeded, or an echo came back: everyone on the path works."""
+        for node_id in path.node_ids:
+            self._backoff.note_success(node_id)
+        self._strikes.pop(path.node_ids[0], None)
+
+    def note_build_failed(self, path: Path, suspects: tuple[int, ...], now: float) -> None:
+        """One of `suspects` (indices) made a build fail."""
+        if suspects == (0,):
+            self._backoff.note_failure(path.node_ids[0], now)
+            return
+        for index in suspects:
+            if 0 < index < len(path.node_ids):
+                self._backoff.note_failure(path.node_ids[index], now)
+        if 0 in suspects:
+            self._strike(path.node_ids[0], now)
+
+    def note_died(self, path: Path, now: float) -> None:
+        """A circuit went silent and nobody knows at whom: all but the guard are avoided for a moment."""
+        for node_id in path.node_ids[1:] or path.node_ids:
+            self._backoff.note_failure(node_id, now)
+
+    def note_guard_lost(self, node_id: bytes, now: float) -> None:
+        """The link to a guard failed."""
+        self._strikes.pop(node_id, None)
+        self._backoff.note_failure(node_id, now)
+
+    def _strike(self, guard: bytes, now: float) -> None:
+        strikes = self._strikes.get(guard, 0) + 1
+        if strikes >= GUARD_STRIKES:
+            self._strikes.pop(guard, None)
+            self._backoff.note_failure(guard, now)
+        else:
+            # Guards are few; the bound only holds back a caller that changes them all the time.
+            if len(self._strikes) >= 64:
+                self._strikes.clear()
+            self._strikes[guard] = strikes
