@@ -1,6 +1,6 @@
 """Throughput and CPU per packet of links: two processes on loopback through the real endpoint.
 
-Usage: python bench/links.py [--backend qh3|aioquic] [--mode stream|datagram] [--seconds 4]; one JSON line per run.
+Usage: python bench/links.py [--backend qh3|aioquic] [--mode stream|datagram] [--seconds 4]; prints JSON.
 Every figure is of the window between two snapshots, after a second of warming up.
 """
 

@@ -316,7 +316,7 @@ class AioquicConnection:
         return self._conn._loss.bytes_in_flight
 
     def holds_more_than(self, limit_bytes: int) -> bool:
-        """Tell whether so many received bytes wait for gaps to close: aioquic doubles its windows regardless."""
+        """Tell whether so many received bytes wait for gaps to close: aioquic itself has no bound."""
         conn = self._conn
         if conn._local_max_data.used - self._delivered <= limit_bytes:
             return False

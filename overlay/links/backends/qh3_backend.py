@@ -351,7 +351,7 @@ class Qh3Connection:
 
     @staticmethod
     def _datagram_window(core: Any) -> int:
-        """PRIVATE ACCESS: qh3 sends DATAGRAM frames whatever its congestion window says; this holds them to it."""
+        """PRIVATE ACCESS: qh3 does not hold DATAGRAM frames to its congestion window; this does."""
         return min(int(core.congestion_window), MAX_DATAGRAM_FLIGHT_BYTES)
 
     def ping(self) -> None:
