@@ -16,13 +16,13 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from overlay.socks.circuits import ANY_UDP, Destination, Isolation, Lease, NoCircuit
 from overlay.socks.events import Associate, Close, Connect, Established, Event, Resolve, Send
 from overlay.socks.io.association import Association
 from overlay.socks.io.connect import Race, reset
+from overlay.socks.io.faults import report_fault
 from overlay.socks.io.pipe import Flow, Pipe
 from overlay.socks.io.poller import BROKEN, HUNG_UP, READ_CLOSED, READABLE
 from overlay.socks.io.resolver import LookupFailed
@@ -42,8 +42,6 @@ _LINGER_MAX_BYTES = 65536
 
 #: Does a request's work on a lease; None when the outcome comes later, by itself.
 _Work = Callable[[Lease, Destination], Awaitable[Outcome | None]]
-
-_log = structlog.get_logger(__name__)
 
 
 class _State(Enum):
@@ -136,6 +134,14 @@ class Connection:
         self._server.spawn(self._run)
 
     def _on_client(self, events: int) -> None:
+        try:
+            self._take_event(events)
+        except Exception as error:
+            # A fault of ours, or of whoever has the circuits: it costs this connection and no other.
+            report_fault("proxy_connection_failed", error)
+            self.abort()
+
+    def _take_event(self, events: int) -> None:
         state = self._state
         if state is _State.SPLICED:
             self._on_spliced(events, is_client=True)
@@ -291,7 +297,7 @@ class Connection:
                 outcome = failed.outcome
             except Exception as error:
                 # The namespace is gone, or no descriptors are left. Its text names no destination.
-                _log.error("proxy_request_failed", error=type(error).__name__)
+                report_fault("proxy_request_failed", error)
                 outcome = Outcome(Reply.GENERAL_FAILURE, "The customer's namespace cannot serve this.")
             if not scope.cancel_called:
                 self._scope = None

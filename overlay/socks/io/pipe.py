@@ -45,7 +45,7 @@ class Pipe:
         self._is_read_out = False
         #: Everything the source sent was delivered, its end included.
         self.has_ended = False
-        self.bytes_moved = 0
+        self.bytes_moved = len(early)
         #: To be set when the source's sender has closed: no further event will come then.
         self.until_end = False
 

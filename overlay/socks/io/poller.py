@@ -12,8 +12,9 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 import trio
+
+from overlay.socks.io.faults import report_fault
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
 #: The peer will send no more; it may have sent data before.
@@ -25,8 +26,6 @@ LISTEN_EVENTS = select.EPOLLIN
 _MAX_EVENTS = 256
 
 Handler = Callable[[int], None]
-
-_log = structlog.get_logger(__name__)
 
 
 class _HasDescriptor(Protocol):
@@ -84,13 +83,13 @@ class Poller:
                 if handler is not None:
                     try:
                         handler(events)
-                    except Exception:
-                        _log.exception("proxy_handler_failed")
+                    except Exception as error:
+                        report_fault("proxy_handler_failed", error)
             for handler in waiting:
                 try:
                     handler(0)
-                except Exception:
-                    _log.exception("proxy_handler_failed")
+                except Exception as error:
+                    report_fault("proxy_handler_failed", error)
 
     def close(self) -> None:
         """Close the epoll descriptor."""

@@ -60,10 +60,11 @@ class LookupFailed(Exception):  # noqa: N818 - an outcome, not a fault
 class Resolver:
     """Looks names up and remembers them per circuit."""
 
-    __slots__ = ("_caches", "_in_flight", "_sockets", "queries")
+    __slots__ = ("_caches", "_dns_port", "_in_flight", "_sockets", "queries")
 
-    def __init__(self, sockets: Sockets) -> None:
-        """Use sockets of this namespace."""
+    def __init__(self, sockets: Sockets, dns_port: int = DNS_PORT) -> None:
+        """Use sockets of this namespace; `dns_port` is for tests."""
+        self._dns_port = dns_port
         self._sockets = sockets
         self._caches: WeakKeyDictionary[object, NameCache] = WeakKeyDictionary()
         self._in_flight: dict[tuple[int, str, tuple[int, ...]], trio.Event] = {}
@@ -144,7 +145,7 @@ class Resolver:
         try:
             with await self._sockets.new_socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.bind((lease.source_v4, 0))
-                sock.connect((lease.dns_v4, DNS_PORT))
+                sock.connect((lease.dns_v4, self._dns_port))
                 for timeout_s in ATTEMPT_TIMEOUTS_S:
                     for query in open_queries.values():
                         sock.send(query)
@@ -167,7 +168,7 @@ class Resolver:
             ):
                 sock.bind((lease.source_v4, 0))
                 stream = trio.socket.from_stdlib_socket(sock)
-                await stream.connect((lease.dns_v4, DNS_PORT))
+                await stream.connect((lease.dns_v4, self._dns_port))
                 await stream.send(len(query).to_bytes(2, "big") + query)
                 data = b""
                 while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):

@@ -17,21 +17,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 import trio
 
 from overlay.socks.circuits import Circuits
 from overlay.socks.io.connect import ATTEMPT_DELAY_S
 from overlay.socks.io.connection import Connection
+from overlay.socks.io.faults import report_fault
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.poller import LISTEN_EVENTS, Poller
-from overlay.socks.io.resolver import Resolver, Sockets
+from overlay.socks.io.resolver import DNS_PORT, Resolver, Sockets
 
 ACCEPTS_PER_TURN = 64
 SWEEP_INTERVAL_S = 1.0
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class ProxyServer:
         sockets: Sockets,
         limits: ProxyLimits,
         nursery: trio.Nursery,
+        dns_port: int,
     ) -> None:
         """Use `serve_proxy`."""
         self.circuits = circuits
@@ -66,7 +65,7 @@ class ProxyServer:
         self.limits = limits
         self.poller = Poller()
         self.poller.now = trio.current_time()
-        self.resolver = Resolver(sockets)
+        self.resolver = Resolver(sockets, dns_port)
         #: Scratch space of all pipes; nothing stays in it between two calls.
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.associations = 0
@@ -137,8 +136,8 @@ class ProxyServer:
             for connection in list(self._connections):
                 try:
                     connection.sweep(now)
-                except Exception:
-                    _log.exception("proxy_sweep_failed")
+                except Exception as error:
+                    report_fault("proxy_sweep_failed", error)
             self._accept_again()
 
     async def start_delayed(self) -> None:
@@ -152,8 +151,8 @@ class ProxyServer:
                 self.poller.now = trio.current_time()
                 try:
                     action()
-                except Exception:
-                    _log.exception("proxy_attempt_failed")
+                except Exception as error:
+                    report_fault("proxy_attempt_failed", error)
 
     def close(self) -> None:
         """Close all connections; the listeners stay the caller's."""
@@ -187,7 +186,7 @@ class ProxyServer:
                     return
                 except OSError as error:
                     if error.errno in _OUT_OF_DESCRIPTORS:
-                        _log.error("proxy_cannot_accept", error=error.strerror)
+                        report_fault("proxy_cannot_accept", error)
                         self._stop_accepting()
                         return
                     continue  # a client that was gone before we came
@@ -204,15 +203,17 @@ async def serve_proxy(
     sockets: Sockets,
     *,
     limits: ProxyLimits = ProxyLimits(),
+    dns_port: int = DNS_PORT,
     task_status: trio.TaskStatus[ProxyServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve SOCKS5 and HTTP CONNECT on these listening sockets until cancelled.
 
     Connections are made with sockets of `sockets` (the namespace), on circuits of `circuits`. On the way
-    out all connections are reset; the listeners stay open and the caller's. Raises nothing of its own.
+    out all connections are reset; the listeners stay open and the caller's. `dns_port` is for tests.
+    Raises nothing of its own.
     """
     async with trio.open_nursery() as nursery:
-        server = ProxyServer(listeners, circuits, sockets, limits, nursery)
+        server = ProxyServer(listeners, circuits, sockets, limits, nursery, dns_port)
         try:
             nursery.start_soon(server.sweep)
             nursery.start_soon(server.start_delayed)
