@@ -17,6 +17,7 @@ class Progress:
         """Start with the sentence `first`."""
         self._last = first
         self._status: Status | None = None
+        self._ended = False
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -32,7 +33,7 @@ class Progress:
 
     def step(self, text: str) -> None:
         """Show `text` as what is being done now; the same text twice is shown once."""
-        if text == self._last:
+        if text == self._last or self._ended:
             return
         self._last = text
         if self._status is not None:
@@ -56,6 +57,7 @@ class Progress:
         self._stop()
 
     def _stop(self) -> None:
+        self._ended = True
         if self._status is not None:
             self._status.stop()
             self._status = None

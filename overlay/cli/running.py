@@ -32,7 +32,8 @@ async def _watch_signals(
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         task_status.started()
         async for _ in signals:
-            scope.cancel()
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            return
+            break
+    # After the receiver, which puts back the handlers that it found.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    scope.cancel()

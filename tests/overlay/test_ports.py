@@ -3,7 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.errors import DecodeError
-from overlay.ports import ALL_PORTS, NO_PORTS, PORT_MAX, PortSummary, decode_summary, summarise
+from overlay.ports import (
+    ALL_PORTS,
+    NO_PORTS,
+    PORT_MAX,
+    SUMMARY_MAX_LENGTH,
+    PortSummary,
+    decode_summary,
+    shorten,
+    summarise,
+)
 
 port = st.integers(1, PORT_MAX)
 ranges = st.lists(st.tuples(port, port).map(lambda pair: (min(pair), max(pair))), max_size=20)
@@ -50,6 +59,17 @@ def test_any_text_is_read_or_refused(text):
     except DecodeError:
         return
     assert decode_summary(str(summary)) == summary
+
+
+@given(st.sets(port, max_size=400))
+def test_a_long_summary_is_shortened_to_part_of_itself(ports):
+    summary = summarise((one, one) for one in ports)
+    short = shorten(summary)
+    assert len(str(short)) <= SUMMARY_MAX_LENGTH
+    assert decode_summary(str(short)) == short
+    assert all(summary.allows(first) and summary.allows(last) for first, last in short.ranges)
+    if len(str(summary)) <= SUMMARY_MAX_LENGTH:
+        assert short == summary
 
 
 @pytest.mark.parametrize("bad", [(0, 5), (5, 4), (1, PORT_MAX + 1)])
