@@ -110,6 +110,10 @@ class DenyList:
             return True
         return any(self._has(4, inner) for inner in embedded_v4(value))
 
+    def in_ranges(self, version: int, value: int) -> bool:
+        """Tell whether the address, as an integer, is in a denied range; exact addresses do not count."""
+        return any(first <= value <= last for first, last in self.ranges[version])
+
     def networks(self, version: int) -> list[Network]:
         """Return the denied ranges of one IP version as networks, without the exact addresses."""
         return [network for bounds in self.ranges[version] for network in networks_of(version, bounds)]

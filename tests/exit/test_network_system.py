@@ -25,7 +25,7 @@ def settings(text="accept *:*", **options):
     return NetworkSettings(parse_policy(text), **options)
 def state():
     def output(*words):
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(words, capture_output=True, text=True).stdout
     out = {"nft": output("nft", "list", "ruleset")}
     out["links"] = [link["ifname"] for link in json.loads(output("ip", "-j", "link"))]
     for path in ("net/ipv4/conf/up0/forwarding", "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding",
