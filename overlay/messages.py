@@ -15,26 +15,20 @@ import msgspec
 from overlay.errors import DecodeError
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024
-"""Longest encoded message. A build of four hops is under 8 KiB; grants are cut to fit."""
+"""Longest encoded message. A build of four hops is under 8 KiB."""
 
 MAX_RECORDS_BYTES: Final = 15 * 1024
-MAX_GRANTS: Final = 1024
-"""Most grants in one Window: 1024 at 12 bytes at most stay under MAX_MESSAGE_BYTES."""
-
 MAX_REASON_CHARACTERS: Final = 200
 MAX_PADDING_BYTES: Final = 4096
 FIRST_ENGINE_TAG: Final = 16
 
 U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
-U62 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
 Padding = Annotated[bytes, msgspec.Meta(max_length=MAX_PADDING_BYTES)]
 Records = Annotated[bytes, msgspec.Meta(max_length=MAX_RECORDS_BYTES)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
-Grant = tuple[U32, U62]
-Grants = Annotated[list[Grant], msgspec.Meta(min_length=1, max_length=MAX_GRANTS)]
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
@@ -93,12 +87,6 @@ class Destroy(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     code: U16
 
 
-class Window(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=19):
-    """Stream-lane credit: for each circuit id, units the receiver may have sent since the circuit began."""
-
-    grants: Grants
-
-
 class Goodbye(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=20):
     """The sender is about to go: build nothing new through it."""
 
@@ -107,7 +95,7 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 LinkMessage = Hello | Welcome | Identify | Ping | Pong
-EngineMessage = Build | Built | Destroy | Window | Goodbye
+EngineMessage = Build | Built | Destroy | Goodbye
 Message = LinkMessage | EngineMessage
 
 _ENCODER = msgspec.msgpack.Encoder()

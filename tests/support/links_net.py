@@ -1,4 +1,4 @@
-"""Two links joined in memory: a clock that jumps, a queue with delay and rate, and filters for what goes wrong."""
+"""Two links joined in memory: a clock that jumps, a queue with delay and rate, filters for trouble."""
 
 from __future__ import annotations
 
