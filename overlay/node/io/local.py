@@ -25,7 +25,7 @@ import trio
 
 from overlay.errors import AlreadyRunningError, FileError, LocalControlError, NotRunningError, OverlayError
 from overlay.io.files import PRIVATE_MODE, make_private_directory
-from overlay.logs import get_logger
+from overlay.logs import RateLimit, get_logger
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 """Answers a method with its parameters; raises LookupError for a method it has not, OverlayError to
@@ -109,6 +109,7 @@ async def serve_local(
     be made.
     """
     path = state_dir / SOCKET_NAME
+    limit = RateLimit()
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
         await _bind(listener, path)
@@ -130,7 +131,8 @@ async def serve_local(
                     try:
                         connection, _ = await listener.accept()
                     except OSError as error:  # no descriptors left, or the caller is gone already
-                        log.warning("control socket", problem=error.strerror)
+                        if (suppressed := limit.allow("accept", trio.current_time())) is not None:
+                            log.warning("control socket", problem=error.strerror, suppressed=suppressed)
                         await trio.sleep(0.1)
                         continue
                     if busy >= MAX_CONNECTIONS or not _is_allowed(connection):
