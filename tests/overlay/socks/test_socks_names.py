@@ -81,15 +81,26 @@ class Zone:
         return [b"garbage", other.to_wire(), response.to_wire()]
 
 
+async def _same_port() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """Return a UDP socket and a listening TCP socket on one port that is free for both."""
+    while True:
+        udp, tcp = trio.socket.socket(type=trio.socket.SOCK_DGRAM), trio.socket.socket()
+        await tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        try:
+            await udp.bind(tcp.getsockname())
+        except OSError:
+            udp.close()
+            tcp.close()
+        else:
+            return udp, tcp
+
+
 @asynccontextmanager
 async def open_zone() -> AsyncIterator[tuple[Zone, Lab]]:
     zone = Zone()
-    udp = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
-    tcp = trio.socket.socket()
-    await udp.bind(("127.0.0.1", 0))
+    udp, tcp = await _same_port()
     port = udp.getsockname()[1]
-    await tcp.bind(("127.0.0.1", port))
-    tcp.listen()
 
     async def serve_udp() -> None:
         while True:
