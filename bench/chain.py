@@ -24,6 +24,7 @@ from overlay.demo.fleet import Node
 from overlay.demo.lab import CLIENT, INTERNET
 from overlay.demo.names import WWW_V4
 from overlay.demo.world import World
+from overlay.errors import OverlayError
 
 SOCKS = ("127.0.0.1", 1080)
 IDLE_S = 20.0
@@ -107,22 +108,38 @@ def children(pid: int) -> list[int]:
 
 
 def measure(
-    backend: str, hops: int, options: Mapping[str, int], parts: list[str], quiet: load.Quiet, say: Say
-) -> dict[str, Any]:
-    """Everything but memory per circuit, on one chain and one circuit. Raises LabError."""
+    result: dict[str, Any],
+    backend: str,
+    hops: int,
+    options: Mapping[str, int],
+    parts: list[str],
+    quiet: load.Quiet,
+    say: Say,
+) -> bool:
+    """Fill `result` with all but memory per circuit, on one chain; False if a part could not be measured.
+
+    Raises LabError if there is no chain at all.
+    """
+    fine = True
     with Chain(backend, hops) as chain, chain.target(options["size_mb"]) as target:
         processes = chain.processes()
-        result: dict[str, Any] = {"backend": backend, "hops": hops}
-        result["idle_percent"] = idle(processes, say)
-        with chain.inside(CLIENT):
-            result |= load.measure(target, SOCKS, processes, dict(options), say, parts, quiet)
-            if "req" in parts:
-                result["parallel"] = parallel(target, say)
+        result |= {"backend": backend, "hops": hops, "idle_percent": idle(processes, say)}
+        steps: list[Callable[[], dict[str, Any]]] = [
+            lambda: load.measure(target, SOCKS, processes, dict(options), say, parts, quiet)
+        ]
         if "req" in parts:
-            result["build_ms"] = builds(chain, say)
-        result["status"] = {node.name: node.status() for node in chain.world.relays}
-        result["mem_after"] = {name: load.mem_of(pid) for name, pid in processes.items()}
-    return result
+            steps.append(lambda: {"parallel": parallel(target, say)})
+            steps.append(lambda: {"build_ms": builds(chain, say)})
+        for step in steps:
+            try:
+                with chain.inside(CLIENT):
+                    result |= step()
+            except (OverlayError, RuntimeError, OSError) as error:
+                fine = False
+                say(f"  could not be measured: {error}")
+        result["status"] = {node.name: node.status() for node in chain.world.relays if node.running}
+        result["mem_after"] = {name: load.mem_of(pid) for name, pid in processes.items() if _alive(pid)}
+    return fine
 
 
 def idle(processes: Mapping[str, int], say: Say) -> dict[str, float]:
@@ -228,6 +245,10 @@ def _pid(node: Node) -> int:
     if node.process is None:
         raise LabError(f"{node.name} does not run")
     return node.process.pid
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _cpu_ns(pid: int) -> int:

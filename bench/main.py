@@ -18,8 +18,8 @@ import load
 import targets
 import tor
 
-from overlay.demo.box import LabError
 from overlay.demo.lab import missing_for_lab
+from overlay.errors import OverlayError
 
 QUICK = {"reps": 2, "size_mb": 30, "ttfb_samples": 20, "seq_requests": 150, "conc_requests": 600}
 SLOW_BACKENDS = {"aioquic"}  # a tenth of the volume is enough to see their speed
@@ -67,8 +67,10 @@ def main() -> int:
     for backend in arguments.backends.split(","):
         print(f"\nhopfare on {backend}: client and {arguments.hops} relays")
         try:
-            report["hopfare"][backend] = _hopfare(backend, arguments, options, parts)
-        except (LabError, RuntimeError, OSError) as error:
+            failed |= not _hopfare(
+                backend, arguments, options, parts, report["hopfare"].setdefault(backend, {})
+            )
+        except (OverlayError, RuntimeError, OSError) as error:
             failed = True
             print(f"  could not be measured: {error}")
     why_not = tor.why_not(arguments.tor)
@@ -96,16 +98,21 @@ def main() -> int:
 
 
 def _hopfare(
-    backend: str, arguments: argparse.Namespace, options: dict[str, int], parts: list[str]
-) -> dict[str, Any]:
+    backend: str,
+    arguments: argparse.Namespace,
+    options: dict[str, int],
+    parts: list[str],
+    result: dict[str, Any],
+) -> bool:
+    """Measure into `result`, which keeps what was measured when something fails; False if a part failed."""
     if backend in SLOW_BACKENDS:
         slower = {"size_mb": 10, "reps": 2, "seq_requests": 100, "conc_requests": 200, "ttfb_samples": 20}
         options = options | {name: min(options[name], value) for name, value in slower.items()}
     quiet = load.Quiet(arguments.quiet_limit, arguments.quiet_wait)
-    result = chain.measure(backend, arguments.hops, options, parts, quiet, _say)
+    fine = chain.measure(result, backend, arguments.hops, options, parts, quiet, _say)
     if "req" in parts and backend not in SLOW_BACKENDS:
         result["per_circuit"] = chain.per_circuit(backend, arguments.hops, arguments.circuits, _say)
-    return result
+    return fine
 
 
 def _cpu_table(report: dict[str, Any]) -> str:
