@@ -100,7 +100,7 @@ def _receive(connection: socket.socket, begun: float, connected: float) -> Fetch
         if line.lower().startswith(b"content-length:"):
             expected = int(line.partition(b":")[2])
     digest, kept, size = hashlib.sha256(), b"", 0
-    while data:
+    while True:
         digest.update(data)
         size += len(data)
         if len(kept) < _KEPT_BYTES:
@@ -108,6 +108,8 @@ def _receive(connection: socket.socket, begun: float, connected: float) -> Fetch
         if size == expected:
             break
         data = connection.recv(1 << 18)
+        if not data:
+            break
     if expected is not None and size != expected:
         raise ConnectionError(f"the answer broke off after {size} of {expected} bytes")
     done = time.perf_counter()

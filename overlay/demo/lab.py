@@ -334,6 +334,6 @@ def sys_executable() -> str:
 def python_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """An environment in which `python -m overlay...` finds this very source tree."""
     environment = {key: value for key, value in os.environ.items() if not re.match(r"HOPFARE_|LISTEN_", key)}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment["PYTHONUNBUFFERED"] = "1"
     return environment | dict(extra or {})
