@@ -210,6 +210,49 @@ print(state() == before)
     assert out.splitlines() == ["0000000000001000", "True"]
 
 
+def test_a_user_with_two_capabilities_is_enough(tmp_path: Path) -> None:
+    """What the systemd unit gives: no root, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, and /dev/net/tun."""
+    out = program(
+        tmp_path,
+        """
+import ctypes
+start()
+before = state()
+policy = settings()
+from exit.dns.rules import Rules
+from exit.dns.upstream import Upstream
+from exit.io.dns import open_dns
+from exit.denied import DenyList
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0  # CLONE_NEWNS: the device file below is seen by nobody else
+for words in ("mount --make-rprivate /", "mount -t tmpfs none /dev/net", "mknod /dev/net/tun c 10 200"):
+    subprocess.run(words.split(), check=True)
+os.chmod("/dev/net/tun", 0o666)
+folder = Path("/dev/net/state")
+folder.mkdir()
+os.chown(folder, 65534, 65534)
+libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+both = 1 << 12 | 1 << 10
+assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(both, both, both)) == 0
+for one in (10, 12):
+    assert libc.prctl(47, 2, one, 0, 0) == 0  # PR_CAP_AMBIENT_RAISE
+async def main():
+    async with open_network(policy, folder) as network:
+        during = state()
+        assert during["net/ipv4/conf/up0/forwarding"] == "1" and "hopfare_exit" in during["nft"]
+        async with open_dns([str(DNS_V4), str(DNS_V6)], Rules(has_ipv6=True), DenyList, [Upstream(SERVER4)]):
+            print("up")
+trio.run(main)
+assert state() == before, state()
+print(os.getuid(), list(folder.glob("*.json")))
+""",
+    )
+    assert out.splitlines() == ["up", "65534 []"]
+
+
 def test_a_firewall_of_somebody_elses_is_told_about(tmp_path: Path) -> None:
     out = program(
         tmp_path,
@@ -418,3 +461,199 @@ print(syns)
     assert v6 == ["2600:50::2", True, 1340, [11, 11, 11], 0]
     assert lines[2] == f"{exit_offload or client_offload} [] 0 0"
     assert lines[3] == "[(1360, False), (1340, False)]", "the MSS is one value and the timestamps are gone"
+
+
+def test_our_segments_are_the_kernels(tmp_path: Path) -> None:
+    """A super-packet goes into one TUN and comes out of a plain one, cut by the kernel; we cut the same."""
+    out = program(
+        tmp_path,
+        """
+import random, select
+from exit.packets import addresses
+from exit.tun.segment import to_packets
+own_namespace()
+one, two = Tun.open("one", True, mtu=1500), Tun.open("two", False, mtu=1500)
+Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+for tun, v4, v6 in ((one, "10.1.0.1/24", "fd01::1/64"), (two, "10.2.0.1/24", "fd02::1/64")):
+    Path(f"/proc/sys/net/ipv6/conf/{tun.name}/addr_gen_mode").write_text("1")
+    ip("addr", "add", v4, "dev", tun.name)
+    ip("addr", "add", v6, "dev", tun.name, "nodad")
+    ip("link", "set", tun.name, "up")
+seed = random.randrange(2**32)
+print("seed", seed)
+rng = random.Random(seed)
+checked = 0
+for round in range(60):
+    version = rng.choice((4, 6))
+    pair = ("10.1.0.5", "10.2.0.5") if version == 4 else ("fd01::5", "fd02::5")
+    flags = rng.choice((0x10, 0x18, 0x11, 0x98, 0x50, 0xD8))
+    options = rng.choice((b"", bytes([1, 1, 8, 10]) + rng.randbytes(8)))
+    size, length = rng.randint(500, 1400), rng.choice((rng.randint(1500, 20000), rng.randint(1500, 64000)))
+    raw = wire.super_packet(version, rng.randbytes(length), size, flags=flags, options=options,
+                            sequence=rng.randrange(2**32), pair=pair)
+    assert one.write(raw), one.refused
+    lower = bytearray(raw)
+    lower[10 + (8 if version == 4 else 7)] -= 1
+    expected = to_packets(bytes(lower))
+    got = []
+    while len(got) < len(expected):
+        assert select.select([two], [], [], 5)[0], (len(got), len(expected))
+        # TCP only: the kernel itself reports multicast groups
+        got += [packet for packet in two.read_batch(200) if addresses(packet)[1] == 6]
+    assert got == expected, (version, flags, size, length)
+    checked += len(got)
+print(checked > 500)
+""",
+    )
+    assert out.splitlines()[-1] == "True", out
+
+
+def test_dns_through_the_tun(tmp_path: Path) -> None:
+    out = program(
+        tmp_path,
+        SHUTTLE
+        + """
+from exit.dns.rules import Rules
+from exit.dns.upstream import Upstream
+from exit.io.dns import open_dns
+world = start()
+world.run('''
+import dns.message, dns.rrset
+def dns_server():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((SERVER4, 53))
+    while True:
+        data, peer = s.recvfrom(4096)
+        reply = dns.message.make_response(dns.message.from_wire(data))
+        name = reply.question[0].name
+        address = "10.9.8.7" if name.labels[0] == b"inside" else SERVER4
+        if reply.question[0].rdtype == 1:
+            reply.answer = [dns.rrset.from_text(name, 60, "IN", "A", address)]
+        s.sendto(reply.to_wire(), peer)
+threading.Thread(target=dns_server, daemon=True).start()
+result = True
+''')
+client, fd = start_client()
+async def main():
+    tun = Tun.from_fd(fd, True, 1400)
+    async with open_network(settings(), FOLDER) as network, trio.open_nursery() as nursery:
+        nursery.start_soon(shuttle, tun, network.tun)
+        nursery.start_soon(shuttle, network.tun, tun)
+        hosts = (str(DNS_V4), str(DNS_V6))
+        rules = Rules(has_ipv6=True)
+        async with open_dns(hosts, rules, lambda: network.deny, [Upstream(SERVER4)]):
+            print(json.dumps(await trio.to_thread.run_sync(client.run, '''
+import dns.message, dns.query, socket
+result = []
+for server in ("100.64.0.1", "fd68:6f70:6661::1"):
+    for ask in (dns.query.udp, dns.query.tcp):
+        for name in ("www.example.", "inside.example.", "printer.local."):
+            reply = ask(dns.message.make_query(name, "A"), server, timeout=10)
+            result.append([reply.rcode(), [str(one) for rrset in reply.answer for one in rrset]])
+for port in (22, 80, 54):
+    try:
+        socket.create_connection(("100.64.0.1", port), timeout=0.3)
+        result.append(port)
+    except OSError:
+        pass
+''')))
+            # nobody but circuits reaches the DNS
+            print(world.run('''
+ip("route", "add", "100.64.0.1/32", "via", EXIT4)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.5)
+s.sendto(dns.message.make_query("www.example.", "A").to_wire(), ("100.64.0.1", 53))
+try:
+    s.recv(1000)
+    result = "answered"
+except TimeoutError:
+    result = "silent"
+'''))
+        nursery.cancel_scope.cancel()
+trio.run(main)
+""",
+    )
+    lines = out.splitlines()
+    assert json.loads(lines[0]) == [[0, ["60.0.0.1"]], [5, []], [3, []]] * 4
+    assert lines[1] == "silent"
+
+
+def test_one_circuits_flows_are_bounded(tmp_path: Path) -> None:
+    out = program(
+        tmp_path,
+        """
+world = start()
+async def main():
+    async with open_network(settings(flows_per_circuit=20), FOLDER) as network:
+        for own in (CLIENT4, "100.64.5.6"):
+            for port in range(1000, 1100):
+                packet = wire.udp(4, own.encode(), ports=(port, 5000), pair=(own, SERVER4))
+                assert network.tun.write(bytes(10) + packet)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            owns = (CLIENT4.encode(), b"100.64.5.6")
+            counts = world.run(f"result = [sum(own in one for one in seen) for own in {owns!r}]")
+            if min(counts) >= 20:
+                break
+        print(counts)
+trio.run(main)
+""",
+    )
+    assert out == "[20, 20]"
+
+
+def test_a_refused_customer_is_told_at_once(tmp_path: Path) -> None:
+    """The engine's gate as it will be used: parse, source, verdict, and an ICMP error back."""
+    out = program(
+        tmp_path,
+        SHUTTLE
+        + """
+from exit.icmp import IcmpErrors
+world = start()
+client, fd = start_client()
+async def gate(tun, network):
+    errors = IcmpErrors(DNS_V4_PACKED, DNS_V6_PACKED)
+    own = {4: socket.inet_pton(socket.AF_INET, CLIENT4), 6: socket.inet_pton(socket.AF_INET6, CLIENT6)}
+    while True:
+        await trio.lowlevel.wait_readable(tun.fileno())
+        for raw in tun.read_batch():
+            packet = parse(raw, 10)
+            if packet is None or packet.source != own[packet.version] or validate_offload(raw, packet):
+                continue
+            verdict = network.table.verdict(
+                packet.version, packet.protocol, packet.destination, packet.destination_port)
+            if verdict is Verdict.ACCEPT:
+                network.tun.write(raw)
+            elif (answer := errors.refused(raw, 10, packet, verdict, trio.current_time())) is not None:
+                tun.write(PLAIN_HEADER + answer)
+async def main():
+    tun = Tun.from_fd(fd, True, 1400)
+    policy = settings("accept *:80, reject *:*")
+    async with open_network(policy, FOLDER) as network, trio.open_nursery() as nursery:
+        nursery.start_soon(gate, tun, network)
+        nursery.start_soon(shuttle, network.tun, tun)
+        print(json.dumps(await trio.to_thread.run_sync(client.run, '''
+import errno, socket, time
+result = []
+for host in (SERVER4, SERVER6, "10.1.2.3", "2001:db8::1", "fd00::1"):
+    for port in (80, 81):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        s = socket.socket(family, socket.SOCK_STREAM)
+        s.settimeout(5)
+        # with this the reason itself can be read: type and code of the ICMP error
+        s.setsockopt(*((socket.IPPROTO_IPV6, 25, 1) if ":" in host else (socket.IPPROTO_IP, 11, 1)))
+        try:
+            s.connect((host, port))
+            result.append("ok")
+        except OSError as error:
+            _, control, _, _ = s.recvmsg(100, 500, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+            # struct sock_extended_err: errno(4) origin(1) type(1) code(1)
+            result.append([errno.errorcode[error.errno], *control[0][2][4:7]])
+''')))
+        nursery.cancel_scope.cancel()
+trio.run(main)
+""",
+    )
+    v4, v6 = ["EHOSTUNREACH", 2, 3, 13], ["EACCES", 3, 1, 1]
+    assert json.loads(out) == ["ok", v4, "ok", v6, v4, v4, v6, v6, v6, v6]
