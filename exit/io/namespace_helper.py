@@ -64,6 +64,8 @@ SYSCTLS = (
     ("ipv4/tcp_fastopen", "0"),
     ("ipv4/tcp_mtu_probing", "0"),
     ("ipv4/tcp_no_metrics_save", "1"),
+    # What is not yet on its way waits in the program, not in kernel memory.
+    ("ipv4/tcp_notsent_lowat", "524288"),
     ("ipv4/tcp_rmem", "4096 131072 16777216"),
     ("ipv4/tcp_wmem", "4096 65536 16777216"),
     ("ipv4/tcp_sack", "1"),

@@ -12,6 +12,9 @@ from enum import Enum, auto
 #: Read at most this much at a time. Big enough that a bulk transfer's cost is the kernel's copying; small
 #: enough that a turn stays under a millisecond.
 BUFFER_BYTES = 256 * 1024
+#: A pipe begins with reads of this size, doubles while the far side takes all, and goes back when it does
+#: not: what is kept for a slow reader stays in proportion to what it takes.
+FIRST_READ_BYTES = 16 * 1024
 #: Reads per turn before others get theirs.
 READS_PER_TURN = 2
 
@@ -35,7 +38,16 @@ class Flow(Enum):
 class Pipe:
     """A direction between two connected non-blocking sockets."""
 
-    __slots__ = ("_is_read_out", "_pending", "_source", "_target", "bytes_moved", "has_ended", "until_end")
+    __slots__ = (
+        "_is_read_out",
+        "_pending",
+        "_read_bytes",
+        "_source",
+        "_target",
+        "bytes_moved",
+        "has_ended",
+        "until_end",
+    )
 
     def __init__(self, source: socket.socket, target: socket.socket, early: bytes = b"") -> None:
         """Carry bytes from `source` to `target`, `early` first."""
@@ -43,6 +55,7 @@ class Pipe:
         self._target = target
         self._pending = memoryview(early)
         self._is_read_out = False
+        self._read_bytes = FIRST_READ_BYTES
         #: Everything the source sent was delivered, its end included.
         self.has_ended = False
         self.bytes_moved = len(early)
@@ -67,8 +80,9 @@ class Pipe:
             return self._end()
         source, send = self._source, self._target.send
         for _ in range(READS_PER_TURN):
+            wanted = self._read_bytes
             try:
-                size = source.recv_into(buffer)
+                size = source.recv_into(buffer, wanted)
             except BlockingIOError:
                 return Flow.EMPTY
             if not size:
@@ -81,9 +95,12 @@ class Pipe:
             self.bytes_moved += size
             if sent < size:
                 self._pending = memoryview(bytes(buffer[sent:size]))
+                self._read_bytes = max(FIRST_READ_BYTES, wanted // 4)
                 return Flow.FULL
-            # A short read emptied the socket: what comes later comes with an event of its own.
-            if size < len(buffer) and not self.until_end:
+            if size == wanted:
+                self._read_bytes = min(wanted * 2, len(buffer))
+            elif not self.until_end:
+                # A short read emptied the socket: what comes later comes with an event of its own.
                 return Flow.EMPTY
         return Flow.MORE
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from time import perf_counter
 from typing import Protocol
 
 import trio
@@ -24,6 +25,8 @@ STREAM_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EP
 DATAGRAM_EVENTS = select.EPOLLIN | select.EPOLLET
 LISTEN_EVENTS = select.EPOLLIN
 _MAX_EVENTS = 256
+#: After this long in handlers, the rest of the program gets its turn, in seconds.
+TURN_S = 0.002
 
 Handler = Callable[[int], None]
 
@@ -35,13 +38,16 @@ class _HasDescriptor(Protocol):
 class Poller:
     """The dispatcher. Handlers get the epoll event bits, or 0 when called by `soon`."""
 
-    __slots__ = ("_epoll", "_handlers", "_soon", "now")
+    __slots__ = ("_epoll", "_forgotten", "_handlers", "_soon", "now")
 
     def __init__(self) -> None:
         """Make the epoll descriptor; `close` ends it."""
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._soon: list[Handler] = []
+        # Descriptors whose events of this turn are about a socket that is closed by now. The number may
+        # belong to another socket already, whose own events come with the next turn.
+        self._forgotten: set[int] = set()
         #: The time of the current turn on trio's clock, so that handlers need not ask.
         self.now = 0.0
 
@@ -56,7 +62,8 @@ class Poller:
 
     def forget(self, descriptor: int) -> None:
         """Stop calling: the descriptor will be closed at once."""
-        self._handlers.pop(descriptor, None)
+        if self._handlers.pop(descriptor, None) is not None:
+            self._forgotten.add(descriptor)
 
     def remove(self, descriptor: int) -> None:
         """Stop calling for a descriptor that stays open."""
@@ -69,7 +76,7 @@ class Poller:
 
     async def run(self) -> None:
         """Dispatch until cancelled. An exception of a handler is logged, and that is all."""
-        epoll, handlers = self._epoll, self._handlers
+        epoll, handlers, forgotten = self._epoll, self._handlers, self._forgotten
         descriptor = epoll.fileno()
         while True:
             if self._soon:
@@ -77,19 +84,28 @@ class Poller:
             else:
                 await trio.lowlevel.wait_readable(descriptor)
             self.now = trio.current_time()
+            forgotten.clear()
             waiting, self._soon = self._soon, []
+            turn_end = perf_counter() + TURN_S
             for ready, events in epoll.poll(0, _MAX_EVENTS):
                 handler = handlers.get(ready)
-                if handler is not None:
-                    try:
-                        handler(events)
-                    except Exception as error:
-                        report_fault("proxy_handler_failed", error)
+                if handler is None or ready in forgotten:
+                    continue
+                try:
+                    handler(events)
+                except Exception as error:
+                    report_fault("proxy_handler_failed", error)
+                if perf_counter() > turn_end:
+                    await trio.lowlevel.checkpoint()
+                    turn_end = perf_counter() + TURN_S
             for handler in waiting:
                 try:
                     handler(0)
                 except Exception as error:
                     report_fault("proxy_handler_failed", error)
+                if perf_counter() > turn_end:
+                    await trio.lowlevel.checkpoint()
+                    turn_end = perf_counter() + TURN_S
 
     def close(self) -> None:
         """Close the epoll descriptor."""
