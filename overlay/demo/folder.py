@@ -63,6 +63,12 @@ class LabFolder:
         """What the journal holds, the latest first."""
         return self._entries[::-1]
 
+    def noted_by_others(self, kind: str) -> list[dict[str, Any]]:
+        """Entries of that kind in the journals of this user's other labs."""
+        folders = self.path.parent.glob(f"{PREFIX}{os.getuid()}-*")
+        entries = [entry for path in folders if path != self.path for entry in _journal(path)]
+        return [entry for entry in entries if entry.get("kind") == kind]
+
     def forget(self, entry: dict[str, Any]) -> None:
         """Take an undone entry out of the journal."""
         self._entries.remove(entry)

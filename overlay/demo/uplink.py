@@ -8,6 +8,7 @@ internet is all there is.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import shutil
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Benchmarking addresses (RFC 2544): never routed, and rarely used inside networks.
 _TRANSFER = ipaddress.IPv4Network("198.19.0.0/16")
 _TABLE_PREFIX = "hopfare_lab_"
+_DEVICE_PREFIX = "hflab"
 _COMMAND_TIMEOUT_S = 20.0
 # The real internet only: the machine itself and its neighbours are none of the demo's business.
 _HOST_RULES = """
@@ -92,12 +94,14 @@ def join_as_root(lab: Lab, resolver: str | None) -> str:
     network = _free_network()
     ours, theirs = (str(address) for address in network.hosts())
     holder = lab.spawn("internet", ["sleep", "infinity"], log="uplink")
-    veth = f"hflab{holder.pid}"[:15]
+    veth = f"{_DEVICE_PREFIX}{holder.pid}"[:15]
     table = f"{_TABLE_PREFIX}{holder.pid}"
     forwarding = Path(f"/proc/sys/net/ipv4/conf/{device}/forwarding")
+    # Undone in the opposite order: forwarding stays on while any lab still has its table.
     entries = [
+        {"kind": "forwarding", "path": str(forwarding), "was": _before_any_lab(lab, forwarding)},
         {"kind": "nft", "table": table},
-        {"kind": "forwarding", "path": str(forwarding), "was": forwarding.read_text().strip()},
+        {"kind": "device", "name": veth},
     ]
     try:
         for entry in entries:
@@ -136,13 +140,25 @@ def undo(entry: Mapping[str, Any]) -> None:
     """Undo one journal entry; harmless if it is undone already."""
     match entry.get("kind"):
         case "nft" if str(entry["table"]).startswith(_TABLE_PREFIX):
-            subprocess.run(
-                _argv(["nft", "delete", "table", "ip", str(entry["table"])]), capture_output=True, check=False
-            )
+            _try(["nft", "delete", "table", "ip", str(entry["table"])])
+        case "device" if str(entry["name"]).startswith(_DEVICE_PREFIX):
+            _try(["ip", "link", "delete", str(entry["name"])])
         case "forwarding" if str(entry["path"]).startswith("/proc/sys/net/ipv4/conf/") and not _other_labs():
             Path(entry["path"]).write_text(str(entry["was"]))
         case _:
             pass
+
+
+def _try(argv: Sequence[str]) -> None:
+    with contextlib.suppress(LabError):  # undone already
+        _run(argv)
+
+
+def _before_any_lab(lab: Lab, setting: Path) -> str:
+    """The setting as it was before this lab and those that run beside it."""
+    noted = lab.folder.noted_by_others("forwarding")
+    earlier = [str(entry["was"]) for entry in noted if entry.get("path") == str(setting)]
+    return min([*earlier, setting.read_text().strip()])
 
 
 def _other_labs() -> bool:
