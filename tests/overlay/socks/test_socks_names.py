@@ -143,6 +143,24 @@ async def test_connects_to_names(name: str, host: str) -> None:
         assert await receive(stream, 5) == b"hello"
 
 
+async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
+    async with open_zone() as (_, lab), open_server(echo) as port:
+        # A full queue answers no SYN.
+        with trio.socket.socket(trio.socket.AF_INET6) as hole:
+            await hole.bind(("::1", port))
+            hole.listen(0)
+            fillers = [trio.socket.socket(trio.socket.AF_INET6) for _ in range(3)]
+            for filler in fillers:
+                filler._sock.setblocking(False)  # type: ignore[attr-defined]
+                filler._sock.connect_ex(("::1", port))  # type: ignore[attr-defined]
+            started = trio.current_time()
+            stream = await lab.connect("both.example", port, early=b"hello")
+            assert await receive(stream, 5) == b"hello"
+            assert 0.2 < trio.current_time() - started < 2
+            for filler in fillers:
+                filler.close()
+
+
 async def test_lookups() -> None:
     async with open_zone() as (_, lab):
         _, reply = await lab.ask(RESOLVE, "v4.example", 0)
