@@ -1,7 +1,7 @@
 """The exit's firewall: the text of one nftables table. Owns the rules; pure. `exit.io.network` loads and
 removes it.
 
-The table `inet hopfare_<name>` is the second gate behind the engine, and does what only the kernel can do:
+The table `inet hopfare_NAME` is the second gate behind the engine, and does what only the kernel can do:
 
 | chain | hook | does | |---|---|---| | `spoof` | prerouting, raw | drops what comes from the TUN without an
 inner source address | | `to_exit` | input | from the TUN only DNS and echo to the exit's inner addresses;
@@ -31,8 +31,7 @@ TTL = 64
 FLOWS_PER_CIRCUIT = 4096
 #: Circuits whose flows are counted.
 COUNTED_CIRCUITS = 65_535
-_NAME = re.compile(r"[a-z0-9_]{1,20}")
-_DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,16 @@ class Firewall:
 
     def __post_init__(self) -> None:
         """Refuse names that would not be names in nftables; raises ValueError."""
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} must be 1 to 20 of a-z, 0-9 and _")
-        if not _DEVICE.fullmatch(self.tun):
-            raise ValueError(f"{self.tun!r} is no device name")
+        for name in (self.name, self.tun):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} must be 1 to 15 of A-Z, a-z, 0-9, _, . and -")
         if not 1280 <= self.mtu_bytes <= 65535:
             raise ValueError(f"an MTU of {self.mtu_bytes} is not between 1280 and 65535")
 
     @property
     def table(self) -> str:
-        """Return the table's name, without its family."""
-        return f"hopfare_{self.name}"
+        """Return the table's name, without its family: `name`, with `hopfare_` in front unless it says so."""
+        return self.name if self.name.startswith("hopfare") else f"hopfare_{self.name}"
 
 
 def render(firewall: Firewall) -> str:

@@ -5,7 +5,7 @@ it ends, however it ends; what a killed process left is put back at the next sta
 works in the machine's network namespace as well as in one inside a user namespace. One exit per network
 namespace: the inner addresses are the same at every exit.
 
-What changes on the machine: one TUN device (gone with the process), the table `inet hopfare_<name>`, and
+What changes on the machine: one TUN device (gone with the process), the table `inet hopfare_NAME`, and
 forwarding: for IPv4 on the TUN and on interfaces with a default route only; for IPv6 likewise where the
 kernel has `force_forwarding` (Linux 6.17), else for all, with `accept_ra` raised to 2 where it was 1 so that
 the machine keeps its own address and route.
