@@ -213,6 +213,22 @@ say(status=done.returncode, error=done.stderr.decode())
     assert "is `hopfare client` still running?" in said[5]["error"]
 
 
+def test_a_process_with_threads_can_enter_too(run: Run) -> None:
+    said = run("""
+code = '''
+import sys, threading
+sys.path.insert(0, {folder!r})
+from overlay.cli.exec import run_exec
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+run_exec({helper}, ["sh", "-c", "echo /sys/class/net/*; exit 3"])
+'''
+code = dedent(code).format(folder=os.path.dirname(EXEC) + "/../..", helper=ns.helper_pid)
+done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True, check=False)
+say(status=done.returncode, seen=done.stdout.decode())
+""")
+    assert said == [{"status": 3, "seen": "/sys/class/net/hopfare0 /sys/class/net/lo\n"}]
+
+
 def test_ctrl_c_reaches_the_program_and_not_the_client(as_user: bool) -> None:
     script = """
 async def main():
