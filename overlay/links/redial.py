@@ -1,5 +1,4 @@
-"""When to dial a neighbour again: exponential back-off with jitter. Pure; the node above does the dialling.
-"""
+"""When to dial a neighbour again: exponential back-off with jitter. Pure; the node above dials."""
 
 from typing import Final, Protocol
 

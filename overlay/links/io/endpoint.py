@@ -9,7 +9,7 @@ import heapq
 import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, TypeGuard, cast
@@ -29,7 +29,14 @@ from overlay.links.backends.base import (
 )
 from overlay.links.bucket import Bucket
 from overlay.links.certificate import make_certificate
-from overlay.links.constants import ALPN, LOCAL_CID_BYTES, MIN_INITIAL_BYTES, QUIC_VERSION, CloseCode
+from overlay.links.constants import (
+    ALPN,
+    LOCAL_CID_BYTES,
+    MIN_INITIAL_BYTES,
+    QUIC_VERSION,
+    UDP_PAYLOAD,
+    CloseCode,
+)
 from overlay.links.io.udp import TooLargeError, UdpSocket
 from overlay.links.limits import LinkLimits
 from overlay.links.link import Link, LinkHandler
@@ -55,7 +62,9 @@ TIMER_FLOOR_S: Final = 0.0002
 """No timer fires sooner after a flush: a library that asks for a time in the past must not spin the node."""
 HOUSEKEEPING_S: Final = 1.0
 PROBE_AFTER_S: Final = 1.5
-"""An acceptor that has not answered for so long is asked with a small packet whether it is there at all."""
+"""A node that has not finished the handshake in this time is asked whether it is there at all."""
+PROBES: Final = 3
+"""How often it is asked."""
 PATH_TOO_SMALL_REASON: Final = (
     "path MTU too small: the node answers small packets, but those with a UDP payload of 1452 bytes are lost"
 )
@@ -96,11 +105,13 @@ class EndpointCounters:
 class _Dial:
     """Someone waits for this link."""
 
-    __slots__ = ("answered_small", "done")
+    __slots__ = ("answered", "done", "probes")
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.answered_small = False
+        self.probes: dict[bytes, int] = {}
+        """Sizes of the probes that were sent, by the id that their answer is addressed to."""
+        self.answered: set[int] = set()
 
 
 @dataclass(slots=True)
@@ -229,26 +240,39 @@ class Endpoint:
         entry = self._register(link, sock, None)
         dial = entry.dial = _Dial()
         link.connect(now)
-        probe = os.urandom(LOCAL_CID_BYTES)
         try:
-            with trio.move_on_after(PROBE_AFTER_S):
-                await dial.done.wait()
-            if not dial.done.is_set() and link.last_receive_s == now:
-                self._probes[probe] = dial
-                packet = encode_version_probe(os.urandom(LOCAL_CID_BYTES), probe, MIN_INITIAL_BYTES)
-                self._send(sock, [(packet, address)])
+            for _ in range(PROBES):
+                with trio.move_on_after(PROBE_AFTER_S):
+                    await dial.done.wait()
+                if dial.done.is_set():
+                    break
+                self._probe(sock, address, dial)
             await dial.done.wait()
         finally:
-            self._probes.pop(probe, None)
+            for cid in dial.probes:
+                self._probes.pop(cid, None)
             if not link.is_up:
                 link.close(CloseCode.DONE, "the dialler has given up")
         if link.end is not None:
             code, reason = link.end.code, link.end.reason
-            if code == CloseCode.TIMEOUT and dial.answered_small:
-                code = CloseCode.PATH_TOO_SMALL
-                reason = PATH_TOO_SMALL_REASON
+            if code == CloseCode.TIMEOUT and MIN_INITIAL_BYTES in dial.answered:
+                if UDP_PAYLOAD in dial.answered:
+                    reason = "the node is there, but does not finish the handshake: it may be overloaded"
+                else:
+                    code = CloseCode.PATH_TOO_SMALL
+                    reason = PATH_TOO_SMALL_REASON
             raise DialError(address, code, reason)
         return link
+
+    def _probe(self, sock: _Socket, address: Address, dial: _Dial) -> None:
+        """Ask with a small and with a full packet whether anything is there: the answers tell."""
+        for size_bytes in (MIN_INITIAL_BYTES, UDP_PAYLOAD):
+            cid = os.urandom(LOCAL_CID_BYTES)
+            dial.probes[cid] = size_bytes
+            self._probes[cid] = dial
+            packet = encode_version_probe(os.urandom(LOCAL_CID_BYTES), cid, size_bytes)
+            with suppress(TooLargeError):
+                self._send(sock, [(packet, address)])
 
     def flush(self) -> None:
         """Send what links have to send, now. For whoever has just sent a batch from outside of the handler's
@@ -403,7 +427,7 @@ class Endpoint:
         if header.version == 0:
             dial = self._probes.get(header.destination_cid)
             if dial is not None:
-                dial.answered_small = True
+                dial.answered.add(dial.probes[header.destination_cid])
                 return
         if self._role != "relay" or len(datagram) < MIN_INITIAL_BYTES or header.version == 0:
             counters.unknown_packets += 1
