@@ -85,6 +85,15 @@ class Links:
         self._lab.ip_batch(
             HUB, [f"link set {name} up", f"addr replace {host.gateway_v6}/64 dev {name} nodad"]
         )
+        self._cut.discard(name)
+
+    def restore(self, name: str) -> None:
+        """Undo every change to a host's link that is in force."""
+        self.unshape(name)
+        if name in self._lossy:
+            self.lose(name, 0)
+        if name in self._cut:
+            self.mend(name)
 
     def shape(
         self, name: str, to_host: Conditions, from_host: Conditions | None = None, *, seed: int | None = None
