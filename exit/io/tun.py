@@ -71,6 +71,8 @@ class Tun:
     ) -> None:
         """Use `Tun.open` or `Tun.from_fd`."""
         os.set_blocking(fd, False)
+        # A program that we start must not keep the device alive after us.
+        os.set_inheritable(fd, False)
         self._fd = fd
         self._device = device
         self.name = name

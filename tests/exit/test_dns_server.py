@@ -248,6 +248,19 @@ async def test_without_any_answer_the_customer_is_told() -> None:
             assert len(silent.asked) == asked
 
 
+async def test_a_bug_in_a_lookup_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import exit.io.resolver
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+    async with fake_resolver() as fake, serving(Upstream(HOST, fake.port)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(exit.io.resolver, "finish_answer", broken)
+            assert (await ask(server, "www.example")).rcode() == dns.rcode.SERVFAIL
+        assert addresses(await ask(server, "www.example", "AAAA")) == ["2606::9"]
+
+
 async def test_the_same_question_is_looked_up_once() -> None:
     async with fake_resolver() as fake, serving(Upstream(HOST, fake.port)) as server:
         fake.gate = trio.Event()
