@@ -8,6 +8,7 @@ until the next timer is due or someone outside a batch has something to send. Ev
 import heapq
 import itertools
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from overlay.links.constants import (
     UDP_PAYLOAD,
     CloseCode,
 )
-from overlay.links.io.udp import TooLargeError, UdpSocket
+from overlay.links.io.udp import Control, TooLargeError, UdpSocket
 from overlay.links.limits import LinkLimits
 from overlay.links.link import Link, LinkHandler
 from overlay.links.machine import LinkMachine
@@ -60,6 +61,8 @@ TRANSMITS_PER_FLUSH: Final = 16
 """After so many a link waits for its next turn (4 MB)."""
 TIMER_FLOOR_S: Final = 0.0002
 """No timer fires sooner after a flush: a library that asks for a time in the past must not spin the node."""
+MAX_PENDING_SENDS: Final = 64
+"""Batches that may wait for a socket whose buffer is full."""
 HOUSEKEEPING_S: Final = 1.0
 PROBE_AFTER_S: Final = 1.5
 """A node that has not finished the handshake in this time is asked whether it is there at all."""
@@ -126,12 +129,14 @@ class _Lingering:
 class _Entry:
     """What the endpoint knows of a link."""
 
-    __slots__ = ("cids", "dial", "prefix", "scheduled", "sock", "up")
+    __slots__ = ("cids", "control", "dial", "prefix", "scheduled", "sock", "up")
 
     def __init__(self, sock: "_Socket", prefix: bytes | None) -> None:
         self.sock = sock
         self.prefix = prefix
         """Of an accepted link, for admission."""
+        self.control: Control = ()
+        """Of an accepted link: has answers leave from the address that was addressed."""
         self.cids: set[bytes] = set()
         self.dial: _Dial | None = None
         self.scheduled = inf
@@ -145,7 +150,7 @@ class _Socket:
 
     def __init__(self, udp: UdpSocket) -> None:
         self.udp = udp
-        self.pending: list[tuple[bytes, Address]] = []
+        self.pending: deque[tuple[list[tuple[bytes, Address]], Control]] = deque()
         self.waiting: dict[Link, None] = {}
 
 
@@ -361,8 +366,13 @@ class Endpoint:
     async def _run_writer(self, sock: _Socket) -> None:
         while sock.pending:
             await trio.lowlevel.wait_writable(sock.udp.socket)
-            pending, sock.pending = sock.pending, []
-            self._send(sock, pending, from_writer=True)
+            packets, control = sock.pending[0]
+            with suppress(TooLargeError):  # a link that cannot use its path finds out by its own sends
+                sent = sock.udp.send(packets, control)
+                if sent < len(packets):
+                    sock.pending[0] = (packets[sent:], control)
+                    continue
+            sock.pending.popleft()
         waiting, sock.waiting = sock.waiting, {}
         self._dirty.update(waiting)
         self.flush()
@@ -376,7 +386,9 @@ class Endpoint:
     # -- coming in
     # ----------------------------------------------------------------------------------------------
 
-    def _feed(self, sock: _Socket, data: bytes, size: int, address: Address, now: float) -> None:
+    def _feed(
+        self, sock: _Socket, data: bytes, size: int, address: Address, control: Control, now: float
+    ) -> None:
         if not data:
             return
         self.counters.receives += 1
@@ -393,9 +405,11 @@ class Endpoint:
                     link.receive(data, size, address, now)
                     return
         for at in range(0, len(data), size):
-            self._feed_one(sock, data[at : at + size], address, now)
+            self._feed_one(sock, data[at : at + size], address, control, now)
 
-    def _feed_one(self, sock: _Socket, datagram: bytes, address: Address, now: float) -> None:
+    def _feed_one(
+        self, sock: _Socket, datagram: bytes, address: Address, control: Control, now: float
+    ) -> None:
         if datagram[0] & 0x80 == 0:
             cid = datagram[1 : 1 + LOCAL_CID_BYTES]
             link = self._cids.get(cid)
@@ -409,19 +423,23 @@ class Endpoint:
             cid = header.destination_cid
             link = self._cids.get(cid)
         if link is not None:
-            entry = self._links[link]
-            entry.sock = sock
             self._touched[link] = None
             link.receive(datagram, len(datagram), address, now)
         elif cid in self._lingering:
-            self._repeat_close(sock, self._lingering[cid], now)
+            self._repeat_close(sock, self._lingering[cid], control, now)
         elif header is not None:
-            self._unknown(sock, header, datagram, address, now)
+            self._unknown(sock, header, datagram, address, control, now)
         else:
             self.counters.unknown_packets += 1
 
     def _unknown(
-        self, sock: _Socket, header: LongHeader, datagram: bytes, address: Address, now: float
+        self,
+        sock: _Socket,
+        header: LongHeader,
+        datagram: bytes,
+        address: Address,
+        control: Control,
+        now: float,
     ) -> None:
         counters = self.counters
         if header.version == 0:
@@ -435,15 +453,22 @@ class Endpoint:
         if header.version != QUIC_VERSION:
             if self._answers.take(1, now):
                 counters.version_negotiations += 1
-                self._send(sock, [(encode_version_negotiation(header, os.urandom(1)[0]), address)])
+                packet = encode_version_negotiation(header, os.urandom(1)[0])
+                self._send(sock, [(packet, address)], control)
             return
         if not header.is_initial or len(header.destination_cid) < MIN_ORIGINAL_CID_BYTES:
             counters.unknown_packets += 1
             return
-        self._initial(sock, header, datagram, address, now)
+        self._initial(sock, header, datagram, address, control, now)
 
     def _initial(
-        self, sock: _Socket, header: LongHeader, datagram: bytes, address: Address, now: float
+        self,
+        sock: _Socket,
+        header: LongHeader,
+        datagram: bytes,
+        address: Address,
+        control: Control,
+        now: float,
     ) -> None:
         counters = self.counters
         original_cid, retry_cid = header.destination_cid, None
@@ -464,21 +489,26 @@ class Endpoint:
             source_cid = os.urandom(LOCAL_CID_BYTES)
             token = self._tokens.create(address, original_cid, source_cid, os.urandom(12), now)
             packet = self._backend.encode_retry(source_cid, header.source_cid, original_cid, token)
-            self._send(sock, [(packet, address)])
+            self._send(sock, [(packet, address)], control)
             return
-        self._accept(sock, header, datagram, address, original_cid, retry_cid, verdict, now)
+        link = self._accept(sock, address, control, original_cid, retry_cid, verdict, now)
+        self.add_cid(link, header.destination_cid)
+        self._touched[link] = None
+        link.receive(datagram, len(datagram), address, now)
+        if not link.is_authentic:
+            # Noise in the shape of an Initial: it must not hold a place for the whole handshake time.
+            link.fail(CloseCode.PROTOCOL, "an Initial that cannot be opened")
 
     def _accept(
         self,
         sock: _Socket,
-        header: LongHeader,
-        datagram: bytes,
         address: Address,
+        control: Control,
         original_cid: bytes,
         retry_cid: bytes | None,
         verdict: Verdict,
         now: float,
-    ) -> None:
+    ) -> Link:
         assert self._identity is not None
         machine = LinkMachine(
             is_dialler=False,
@@ -503,13 +533,8 @@ class Endpoint:
         prefix = address_prefix(address[0])
         self._admission.opened(prefix)
         self.counters.accepted += 1
-        self._register(link, sock, prefix)
-        self.add_cid(link, header.destination_cid)
-        self._touched[link] = None
-        link.receive(datagram, len(datagram), address, now)
-        if not link.is_authentic:
-            # Noise in the shape of an Initial: it must not hold a place for the whole handshake time.
-            link.fail(CloseCode.PROTOCOL, "an Initial that cannot be opened")
+        self._register(link, sock, prefix).control = control
+        return link
 
     def _finish_batch(self, now: float) -> None:
         touched, self._touched = self._touched, {}
@@ -549,11 +574,11 @@ class Endpoint:
             packets = link.transmit(now, PACKETS_PER_TRANSMIT)
             if not packets:
                 break
-            address = packets[-1][1]
+            address = packets[-1][1][:2]
             if address != link.peer_address:
-                link.peer_address = address
+                sock = self._peer_moved(link, entry, address)
             try:
-                self._send(sock, packets)
+                self._send(sock, packets, entry.control)
             except TooLargeError as error:
                 link.fail(CloseCode.PATH_TOO_SMALL, f"path MTU too small: {error}")
             link.notify_writable()
@@ -569,21 +594,29 @@ class Endpoint:
             heapq.heappush(self._timers, (deadline, next(self._sequence), link))
         return True
 
-    def _send(self, sock: _Socket, packets: list[tuple[bytes, Address]], from_writer: bool = False) -> None:
-        if sock.pending:
-            if len(sock.pending) < PACKETS_PER_TRANSMIT:
-                sock.pending += packets
-            return
-        sent = sock.udp.send(packets)
-        if sent < len(packets):
-            sock.pending = packets[sent:]
-            if not from_writer:
-                self._nursery.start_soon(self._run_writer, sock)
+    def _peer_moved(self, link: Link, entry: _Entry, address: Address) -> _Socket:
+        """QUIC has followed its peer to another address, perhaps of the other family."""
+        link.peer_address = address
+        sock = self._socket_for(address)
+        if sock is not None and sock is not entry.sock:
+            entry.sock, entry.control = sock, ()
+        return entry.sock
 
-    def _repeat_close(self, sock: _Socket, lingering: _Lingering, now: float) -> None:
+    def _send(self, sock: _Socket, packets: list[tuple[bytes, Address]], control: Control = ()) -> None:
+        if sock.pending:
+            # The buffer is full. Links stop by themselves; what little comes here may wait or be lost.
+            if len(sock.pending) < MAX_PENDING_SENDS:
+                sock.pending.append((packets, control))
+            return
+        sent = sock.udp.send(packets, control)
+        if sent < len(packets):
+            sock.pending.append((packets[sent:], control))
+            self._nursery.start_soon(self._run_writer, sock)
+
+    def _repeat_close(self, sock: _Socket, lingering: _Lingering, control: Control, now: float) -> None:
         if lingering.answers > 0 and now < lingering.until:
             lingering.answers -= 1
-            self._send(sock, lingering.packets)
+            self._send(sock, lingering.packets, control)
 
     # -- links and timers
     # ---------------------------------------------------------------------------------------

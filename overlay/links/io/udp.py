@@ -30,7 +30,14 @@ _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3
 """Set "don't fragment" and ignore what ICMP claims about the path: a forged ICMP message must not cut a link.
 """
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4)
+_IP_PKTINFO: Final = 8
+_IPV6_RECVPKTINFO: Final = 49
+_IPV6_PKTINFO: Final = 50
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
+"""Room for the segment size and for the local address, 12 bytes of IPv4 or 20 of IPv6."""
+Control = tuple[tuple[int, int, bytes], ...]
+"""Ancillary data of a send."""
+_ANY_INTERFACE: Final = bytes(4)
 _SEGMENT: Final = struct.Struct("H")
 _GRO: Final = struct.Struct("i")
 
@@ -62,6 +69,9 @@ class UdpSocket:
             self.socket.close()
             raise
         self.address: Address = self.socket.getsockname()[:2]
+        self._is_wildcard = host in ("0.0.0.0", "::")
+        if self._is_wildcard:
+            self._ask_for_local_addresses()
         self.gso_sends = 0
         self.send_failures = 0
         self.receive_failures = 0
@@ -86,15 +96,22 @@ class UdpSocket:
         except OSError:
             self.gso = False
 
+    def _ask_for_local_addresses(self) -> None:
+        """On a machine with several addresses, an answer must leave from the one that was addressed."""
+        if self.is_ipv6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+        else:
+            self.socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
     def close(self) -> None:
         """Close the socket. Closing twice is allowed."""
         self.socket.close()
 
-    def receive(self) -> tuple[bytes, int, Address] | None:
-        """Return what one system call has: a buffer of datagrams, the length of each (the last may be
-        shorter), the sender.
+    def receive(self) -> tuple[bytes, int, Address, Control] | None:
+        """Return what one system call has; None when nothing waits.
 
-        None when nothing waits.
+        It is a buffer of datagrams, the length of each (the last may be shorter), the sender, and what makes
+        an answer leave from the address that this came to (empty unless the socket is bound to all).
         """
         try:
             data, ancillary, _, sender = self.socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES)
@@ -102,15 +119,20 @@ class UdpSocket:
             return None
         except OSError:  # an ICMP error that the kernel reports here; there is nothing to be done about it
             self.receive_failures += 1
-            return b"", 1, ("", 0)
+            return b"", 1, ("", 0), ()
         size = len(data)
-        if ancillary:
-            level, kind, value = ancillary[0]
-            if level == _SOL_UDP and kind == _UDP_GRO:
-                size = _GRO.unpack_from(value)[0]
-        return data, size, sender[:2]
+        control: Control = ()
+        for level, kind, value in ancillary:
+            if level == _SOL_UDP:
+                if kind == _UDP_GRO:
+                    size = _GRO.unpack_from(value)[0]
+            elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+                control = ((level, kind, _ANY_INTERFACE + value[4:8] + bytes(4)),)
+            elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
+                control = ((level, kind, value[:16] + _ANY_INTERFACE),)
+        return data, size, sender[:2], control
 
-    def send(self, packets: Sequence[tuple[bytes, Address]]) -> int:
+    def send(self, packets: Sequence[tuple[bytes, Address]], control: Control = ()) -> int:
         """Send datagrams in order, as few system calls as GSO allows; return how many the kernel took.
 
         Fewer than all: the socket's buffer is full, wait until it is writable. What the kernel refuses for
@@ -135,11 +157,11 @@ class UdpSocket:
                         break
             try:
                 if end == sent + 1:
-                    self.socket.sendto(data, address)
+                    self.socket.sendmsg((data,), control, 0, address)
                 else:
                     parts = [packet[0] for packet in packets[sent:end]]
-                    control = ((_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size)),)
-                    self.socket.sendmsg(parts, control, 0, address)
+                    segment = (_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))
+                    self.socket.sendmsg(parts, (*control, segment), 0, address)
                     self.gso_sends += 1
             except BlockingIOError:
                 return sent
@@ -147,20 +169,24 @@ class UdpSocket:
                 if end == sent + 1:
                     self._note_failure(error, size)
                 elif error.errno in _GSO_ERRORS:
-                    return sent + self._send_without_gso(packets[sent:])
+                    return sent + self._send_without_gso(packets[sent:], control)
                 else:
                     self.send_failures += end - sent
             sent = end
         return total
 
-    def _send_without_gso(self, packets: Sequence[tuple[bytes, Address]]) -> int:
+    def _send_without_gso(self, packets: Sequence[tuple[bytes, Address]], control: Control) -> int:
         """A super-datagram failed: if single ones pass, GSO is at fault and stays off."""
         self.gso = False
+        failures = self.send_failures
         try:
-            return self.send(packets)
+            sent = self.send(packets, control)
         except TooLargeError:
             self.gso = True
             raise
+        if self.send_failures > failures:
+            self.gso = True
+        return sent
 
     def _note_failure(self, error: OSError, size_bytes: int) -> None:
         if error.errno == errno.EMSGSIZE:

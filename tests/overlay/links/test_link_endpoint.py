@@ -228,7 +228,7 @@ async def test_half_open_handshakes_are_bounded_and_give_way(backend):
         initials = []
         sock = dialler._sockets[0].udp
         original = sock.send
-        sock.send = lambda packets: initials.extend(p[0] for p in packets) or len(packets)
+        sock.send = lambda packets, _: initials.extend(p[0] for p in packets) or len(packets)
         for _ in range(60):
             with trio.move_on_after(0.005):
                 await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
@@ -385,10 +385,10 @@ async def test_a_full_socket_buffer_holds_packets_back_and_loses_none(backend):
             udp = dialler._sockets[0].udp
             original, calls = udp.send, 0
 
-            def stingy(packets):
+            def stingy(packets, control):
                 nonlocal calls
                 calls += 1
-                return 0 if calls % 3 == 1 else original(packets[: max(1, len(packets) // 2)])
+                return 0 if calls % 3 == 1 else original(packets[: max(1, len(packets) // 2)], control)
 
             udp.send = stingy
             data = random.Random(8).randbytes(3_000_000)
@@ -410,8 +410,10 @@ async def test_without_gso_it_works_all_the_same(backend):
                 def __init__(self, sock):
                     self._sock = sock
 
-                def sendmsg(self, *_):
-                    raise OSError(errno.EIO, "no checksum offload")
+                def sendmsg(self, parts, *rest):
+                    if len(parts) > 1:
+                        raise OSError(errno.EIO, "no checksum offload")
+                    return self._sock.sendmsg(parts, *rest)
 
                 def __getattr__(self, name):
                     return getattr(self._sock, name)
@@ -439,6 +441,29 @@ def test_errors_of_the_network_count_as_loss():
     finally:
         udp.close()
     udp.close()
+
+
+@backs
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_answers_leave_from_the_address_that_was_addressed(backend, host):
+    watches = Watch(), Watch()
+    async with (
+        open_endpoint((host, 0), ACCEPTOR, watches[1], backend=backend) as acceptor,
+        open_endpoint((host, 0), DIALLER, watches[0], backend=backend) as dialler,
+    ):
+        port = acceptor.addresses[0][1]
+        target = ("127.0.0.77" if host == "0.0.0.0" else "::1", port)
+        with trio.fail_after(20):
+            link = await dialler.dial(target, ACCEPTOR.node_id)
+            assert link.peer_address == target
+            data = random.Random(8).randbytes(300_000)
+            stream_id = link.open_stream()
+            send_all(dialler, watches[0], link, stream_id, data)
+            await watches[1].until(lambda: watches[1].finished)
+            back = acceptor.links[0].open_stream()
+            send_all(acceptor, watches[1], acceptor.links[0], back, data)
+            await watches[0].until(lambda: watches[0].finished)
+        assert watches[0].streams[back] == data
 
 
 async def test_endpoints_close_their_links_when_they_go():
