@@ -87,6 +87,20 @@ class Links:
         )
         self._cut.discard(name)
 
+    def readdress(self, name: str, ipv4: str) -> None:
+        """Give a host another IPv4 address of its subnet in place of all it has, as a new lease would."""
+        host = self._host(name)
+        self._lab.ip_batch(
+            name,
+            [
+                "addr flush dev eth0 scope global",
+                f"addr add {ipv4}/24 dev eth0",
+                f"addr add {host.ipv6}/64 dev eth0 nodad",
+                f"route replace default via {host.gateway_v4}",
+                f"route replace ::/0 via {host.gateway_v6}",
+            ],
+        )
+
     def restore(self, name: str) -> None:
         """Undo every change to a host's link that is in force."""
         self.unshape(name)

@@ -1,0 +1,123 @@
+"""Paths of 1 to 4 relays, seen from every relay; both QUIC libraries, and circuits that mix them."""
+
+from collections.abc import Iterator
+
+import pytest
+from labkit import SystemLab, wait_until
+from watching import IP_PAGE, addresses, circuit_that_carries, exit_addresses, path_of
+
+from overlay.demo.web import checksum
+
+pytestmark = pytest.mark.system
+
+SIZE = 3_000_000
+LEAST_PACKETS = SIZE // 1384
+FEW_PACKETS = 300  # echoes, builds' leftovers and other circuits' signs of life
+
+
+def download(lab: SystemLab, size: int = SIZE) -> None:
+    """Fetch a file of the small internet and check it."""
+    name = f"http://www.demo.test/big/{size}"
+    got = lab.lab.run("client", ["sh", "-c", 'curl -sS -m 100 -x "$0" "$1" | sha256sum', PROXY, name])
+    assert got.check().text.split()[0] == checksum(size)
+
+
+PROXY = "socks5h://127.0.0.1:1080"
+
+
+def charged(lab: SystemLab) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """Packets charged in and out on each link, by relay, peer and the peer's address."""
+    return {
+        (node.name, link["peer"], link["address"]): (link["packets_in_charged"], link["packets_out_charged"])
+        for node in lab.relays
+        for link in node.status()["links"]
+    }
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3, 4])
+def test_exactly_the_relays_of_the_path_carry_a_download(lab: SystemLab, hops: int) -> None:
+    lab.client({"client": {"hops": hops, "circuits_ready": 1}})
+    lab.client_curl(IP_PAGE).check()
+    before = charged(lab)
+    row = circuit_that_carries(lab, lambda: download(lab), least=LEAST_PACKETS)
+    path = path_of(lab, row)
+    assert len({node.name for node in path}) == hops
+    assert path[-1].role == "exit"
+    after = charged(lab)
+    busy = {}
+    for key, (taken, given) in after.items():
+        earlier = before.get(key, (0, 0))
+        grown = taken - earlier[0], given - earlier[1]
+        if sum(grown) > FEW_PACKETS:
+            busy[key] = grown
+    expected = set()
+    for place, node in enumerate(path):
+        expected.add((node.name, path[place - 1].id if place else "customer", "in"))
+        if place + 1 < hops:
+            expected.add((node.name, path[place + 1].id, "out"))
+    seen = {(name, peer, "in" if taken else "out") for (name, peer, _), (taken, _) in busy.items()}
+    assert seen == expected
+    # Every hop is billed for every packet, once: all see the same number, but for what is on its way.
+    numbers = [max(grown) for grown in busy.values()]
+    assert max(numbers) - min(numbers) < FEW_PACKETS, busy
+    assert min(numbers) >= LEAST_PACKETS
+
+
+def test_a_relay_knows_its_neighbours_only(lab: SystemLab) -> None:
+    lab.client({"client": {"circuits_ready": 1}})
+    row = circuit_that_carries(lab, lambda: lab.client_curl(IP_PAGE).check())
+    guard, middle, leave = path_of(lab, row)
+    customer = addresses(lab, "client")
+    for node in (guard, middle, leave):
+        said = str(node.status()) + node.log_text()
+        assert any(address in said for address in customer) == (node is guard)
+        assert "demo.test" not in said
+        assert "203.0.113.10" not in said
+    names = {link["peer"] for link in middle.status()["links"]}
+    assert {guard.id, leave.id} <= names
+
+
+@pytest.fixture
+def backends(lab: SystemLab, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Relays restarted with other QUIC libraries, and back again at the end."""
+    wanted: dict[str, str] = request.param
+    lab.stop_client()
+    changed = [node for node in lab.relays if wanted[node.name] != node.settings["node"]["quic"]]
+    _restart(lab, changed, wanted)
+    yield wanted
+    lab.stop_client()
+    _restart(lab, changed, dict.fromkeys(wanted, "qh3"))
+
+
+def _restart(lab: SystemLab, nodes: list, wanted: dict[str, str]) -> None:
+    for node in nodes:
+        node.configure({"node": {"quic": wanted[node.name]}})
+        assert node.process is not None
+        node.process.send_signal(15)
+    for node in nodes:
+        node.stop()
+        node.start()
+    for node in nodes:
+        node.wait_ready()
+
+
+ALL = {f"r{number}": "aioquic" for number in range(1, 7)}
+ODD = {f"r{number}": "aioquic" if number % 2 else "qh3" for number in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("backends", "own"),
+    [(ALL, "aioquic"), (ODD, "qh3"), (ODD, "aioquic")],
+    ids=["aioquic only", "mixed, client qh3", "mixed, client aioquic"],
+    indirect=["backends"],
+)
+def test_both_quic_libraries_carry_circuits_together(
+    lab: SystemLab, backends: dict[str, str], own: str
+) -> None:
+    lab.client({"client": {"hops": 4}, "node": {"quic": own}})
+    row = circuit_that_carries(lab, lambda: download(lab), least=LEAST_PACKETS)
+    used = {backends[node.name] for node in path_of(lab, row)}
+    # Four of six relays, three of each kind: both kinds are on every path.
+    assert used == set(backends.values())
+    assert lab.client_curl("http://v6only.demo.test/ip").check().text in exit_addresses(lab)
+    wait_until(lambda: lab.client_node().status()["queued_bytes"] == 0, 20, "empty queues")
