@@ -18,6 +18,7 @@ from circuits.errors import DecodeError
 from circuits.params import UNIT
 from circuits.trains import TrainReader
 from overlay.engine.interface import FlowFault
+from overlay.links.backends.base import StreamLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class DataLink(Protocol):
         """How many frames may be queued now."""
 
     def open_stream(self) -> int:
-        """A new unidirectional stream's id."""
+        """A new unidirectional stream's id. Raises StreamLimitError when the peer allows no more."""
 
     def send_stream(self, stream_id: int, data: bytes, fin: bool = False) -> None:
         """Append to a stream."""
@@ -376,14 +377,21 @@ class LinkLanes:
             credit = end.granted_out - end.sent
             if credit <= 0:
                 continue
+            stream_id = end.stream_id
+            if stream_id is None:
+                if not end.flow.has_trains(end):
+                    continue
+                try:
+                    end.stream_id = stream_id = link.open_stream()
+                except StreamLimitError:
+                    # An honest peer allows more streams than it takes circuits.
+                    end.flow.fail(FlowFault.FLOW_CONTROL)
+                    continue
+                link.send_stream(stream_id, _ID.pack(end.circuit_id))
             train = end.flow.pull_train(end, min(credit, QUANTUM_UNITS), now)
             if train is None:
                 continue
             units, packet = train
-            stream_id = end.stream_id
-            if stream_id is None:
-                end.stream_id = stream_id = link.open_stream()
-                link.send_stream(stream_id, _ID.pack(end.circuit_id))
             link.send_stream(stream_id, bytes((units,)) + packet)
             end.sent += units
             end.in_trains = True
@@ -394,7 +402,11 @@ class LinkLanes:
         data = b"".join([_GRANT.pack(circuit_id, units) for circuit_id, units in self.grants.items()])
         self.grants.clear()
         if self._grant_out is None:
-            self._grant_out = self.link.open_stream()
+            try:
+                self._grant_out = self.link.open_stream()
+            except StreamLimitError:
+                self.link.close(1, "no stream is allowed for credits")
+                return
             data = _ID.pack(GRANT_CIRCUIT_ID) + data
         self.link.send_stream(self._grant_out, data)
 
