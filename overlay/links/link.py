@@ -150,8 +150,7 @@ class Link:
         self._sent_before = 0
         self._lost_before = 0
 
-    # -- for the node above
-    # -------------------------------------------------------------------------------------
+    # -- for the node above --
 
     @property
     def rtt_s(self) -> float:
@@ -248,8 +247,7 @@ class Link:
         """
         self._finish(code, reason, tell_peer=True)
 
-    # -- for the owner
-    # ------------------------------------------------------------------------------------------
+    # -- for the owner --
 
     @property
     def cids(self) -> list[bytes]:
@@ -371,8 +369,7 @@ class Link:
         """End the link because of something the owner found out."""
         self._finish(code, reason, tell_peer=True)
 
-    # -- inside
-    # -------------------------------------------------------------------------------------------------
+    # -- inside --
 
     def _finish(self, code: int, reason: str, *, tell_peer: bool) -> None:
         if self.end is not None:

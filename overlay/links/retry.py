@@ -17,7 +17,7 @@ from overlay.errors import DecodeError
 TOKEN_LIFETIME_S: Final = 15.0
 """A dialler answers a Retry at once (RFC 9000 section 8.1.4)."""
 KEY_BYTES: Final = 16
-_NONCE_BYTES: Final = 12
+NONCE_BYTES: Final = 12
 _TIME: Final = struct.Struct(">Q")
 _MAX_TOKEN_BYTES: Final = 128
 
@@ -48,12 +48,10 @@ class RetryTokens:
         Raises DecodeError for a token that is not ours, of another address or Retry, or older than
         TOKEN_LIFETIME_S.
         """
-        if not _NONCE_BYTES < len(token) <= _MAX_TOKEN_BYTES:
+        if not NONCE_BYTES < len(token) <= _MAX_TOKEN_BYTES:
             raise DecodeError("the token is not one of ours")
         try:
-            plain = self._aead.decrypt(
-                token[:_NONCE_BYTES], token[_NONCE_BYTES:], _binding(address, retry_cid)
-            )
+            plain = self._aead.decrypt(token[:NONCE_BYTES], token[NONCE_BYTES:], _binding(address, retry_cid))
         except InvalidTag:
             raise DecodeError("the token is not one of ours") from None
         age_s = now - _TIME.unpack_from(plain)[0] / 1000

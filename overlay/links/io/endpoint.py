@@ -8,48 +8,26 @@ until the next timer is due or someone outside a batch has something to send. Ev
 import heapq
 import itertools
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, TypeGuard, cast
 
 import trio
 
 from overlay.errors import DecodeError, OverlayError
-from overlay.identity import Identity, NodeId
-from overlay.links.admission import Admission, Verdict, address_prefix
-from overlay.links.backends.base import (
-    Address,
-    Backend,
-    BackendName,
-    BackendSettings,
-    Inbox,
-    load_backend,
-)
-from overlay.links.bucket import Bucket
+from overlay.identity import Identity
+from overlay.links.acceptor import Acceptor, AcceptorCounters, Answer, Begin
+from overlay.links.backends.base import Address, Backend, BackendName, BackendSettings, Inbox, load_backend
 from overlay.links.certificate import make_certificate
-from overlay.links.constants import (
-    ALPN,
-    LOCAL_CID_BYTES,
-    MIN_INITIAL_BYTES,
-    QUIC_VERSION,
-    UDP_PAYLOAD,
-    CloseCode,
-)
+from overlay.links.constants import ALPN, LOCAL_CID_BYTES, MIN_INITIAL_BYTES, UDP_PAYLOAD, CloseCode
+from overlay.links.io.state import LINGER_S, Dial, EndpointCounters, Entry, Lingering, Packets, Socket
 from overlay.links.io.udp import Control, TooLargeError, UdpSocket
 from overlay.links.limits import LinkLimits
 from overlay.links.link import Link, LinkHandler
 from overlay.links.machine import LinkMachine
-from overlay.links.packets import (
-    MIN_ORIGINAL_CID_BYTES,
-    LongHeader,
-    decode_long_header,
-    encode_version_negotiation,
-    encode_version_probe,
-)
-from overlay.links.retry import KEY_BYTES, RetryTokens
+from overlay.links.packets import LongHeader, decode_long_header, encode_version_probe
+from overlay.links.retry import KEY_BYTES
 
 Role = Literal["relay", "customer"]
 
@@ -71,12 +49,7 @@ PROBES: Final = 3
 PATH_TOO_SMALL_REASON: Final = (
     "path MTU too small: the node answers small packets, but those with a UDP payload of 1452 bytes are lost"
 )
-STATELESS_ANSWERS_PER_S: Final = 200.0
-"""Retry and Version Negotiation packets."""
-LINGER_S: Final = 5.0
 MAX_LINGERING: Final = 1024
-LINGER_ANSWERS: Final = 3
-"""How often the packet that closed a link is repeated to a peer that goes on sending."""
 
 
 class DialError(OverlayError):
@@ -87,71 +60,6 @@ class DialError(OverlayError):
         super().__init__(f"no link to {address[0]} port {address[1]}: {reason}")
         self.code = code
         self.reason = reason
-
-
-@dataclass(slots=True)
-class EndpointCounters:
-    """What happened to packets that no link was told about, and to links."""
-
-    unknown_packets: int = 0
-    dropped_handshakes: int = 0
-    retries: int = 0
-    refused_tokens: int = 0
-    version_negotiations: int = 0
-    accepted: int = 0
-    batches: int = 0
-    receives: int = 0
-    """System calls that brought something."""
-    wakeups: int = 0
-
-
-class _Dial:
-    """Someone waits for this link."""
-
-    __slots__ = ("answered", "done", "probes")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.probes: dict[bytes, int] = {}
-        """Sizes of the probes that were sent, by the id that their answer is addressed to."""
-        self.answered: set[int] = set()
-
-
-@dataclass(slots=True)
-class _Lingering:
-    """The last packets of a closed link."""
-
-    packets: list[tuple[bytes, Address]]
-    until: float
-    answers: int = LINGER_ANSWERS
-
-
-class _Entry:
-    """What the endpoint knows of a link."""
-
-    __slots__ = ("cids", "control", "dial", "prefix", "scheduled", "sock", "up")
-
-    def __init__(self, sock: "_Socket", prefix: bytes | None) -> None:
-        self.sock = sock
-        self.prefix = prefix
-        """Of an accepted link, for admission."""
-        self.control: Control = ()
-        """Of an accepted link: has answers leave from the address that was addressed."""
-        self.cids: set[bytes] = set()
-        self.dial: _Dial | None = None
-        self.scheduled = inf
-        self.up = False
-
-
-class _Socket:
-    """A socket, and what could not be sent because its buffer was full."""
-
-    __slots__ = ("pending", "udp", "waiting")
-
-    def __init__(self, udp: UdpSocket) -> None:
-        self.udp = udp
-        self.pending: deque[tuple[list[tuple[bytes, Address]], Control]] = deque()
-        self.waiting: dict[Link, None] = {}
 
 
 class Endpoint:
@@ -170,20 +78,22 @@ class Endpoint:
         """For `open_endpoint` only."""
         now = trio.current_time()
         self.counters = EndpointCounters()
-        self._sockets = [_Socket(udp) for udp in sockets]
+        self.acceptor_counters = AcceptorCounters()
+        self._sockets = [Socket(udp) for udp in sockets]
         self._backend = backend
         self._identity = identity
         self._handler = handler
         self._limits = limits
         self._role: Role = role
         self._nursery = nursery
-        self._admission = Admission(limits, now)
-        self._tokens = RetryTokens(os.urandom(KEY_BYTES))
-        self._answers = Bucket(STATELESS_ANSWERS_PER_S, STATELESS_ANSWERS_PER_S, now)
-        self._links: dict[Link, _Entry] = {}
+        self._acceptor: Acceptor | None = None
+        if role == "relay":
+            self._acceptor = Acceptor(backend.encode_retry, limits, os.urandom, os.urandom(KEY_BYTES), now)
+            self.acceptor_counters = self._acceptor.counters
+        self._links: dict[Link, Entry] = {}
         self._cids: dict[bytes, Link] = {}
-        self._probes: dict[bytes, _Dial] = {}
-        self._lingering: dict[bytes, _Lingering] = {}
+        self._probes: dict[bytes, Dial] = {}
+        self._lingering: dict[bytes, Lingering] = {}
         self._inbox = Inbox()
         self._dirty: dict[Link, None] = {}
         self._ended: list[Link] = []
@@ -196,8 +106,7 @@ class Endpoint:
         self._scope: trio.CancelScope | None = None
         self._wake_at = inf
 
-    # -- for the node above
-    # -------------------------------------------------------------------------------------
+    # -- for the node above --
 
     @property
     def addresses(self) -> list[Address]:
@@ -225,7 +134,7 @@ class Endpoint:
         signer = self._identity if self._role == "relay" else None
         machine = LinkMachine(
             is_dialler=True,
-            acceptor_id=NodeId(expected),
+            acceptor_id=expected,
             signer=signer,
             nonce=b"",
             limits=self._limits,
@@ -243,7 +152,7 @@ class Endpoint:
             now=now,
         )
         entry = self._register(link, sock, None)
-        dial = entry.dial = _Dial()
+        dial = entry.dial = Dial()
         link.connect(now)
         try:
             for _ in range(PROBES):
@@ -269,7 +178,7 @@ class Endpoint:
             raise DialError(address, code, reason)
         return link
 
-    def _probe(self, sock: _Socket, address: Address, dial: _Dial) -> None:
+    def _probe(self, sock: Socket, address: Address, dial: Dial) -> None:
         """Ask with a small and with a full packet whether anything is there: the answers tell."""
         for size_bytes in (MIN_INITIAL_BYTES, UDP_PAYLOAD):
             cid = os.urandom(LOCAL_CID_BYTES)
@@ -297,8 +206,7 @@ class Endpoint:
         if not self._busy and self._wake_at > 0:
             self._wake(0.0)
 
-    # -- for links
-    # ----------------------------------------------------------------------------------------------
+    # -- for links --
 
     def add_cid(self, link: Link, cid: bytes) -> None:
         """Packets to this id are the link's."""
@@ -317,8 +225,8 @@ class Endpoint:
         """A link came up."""
         entry = self._links[link]
         entry.up = True
-        if entry.prefix is not None:
-            self._admission.established(entry.prefix)
+        if entry.prefix is not None and self._acceptor is not None:
+            self._acceptor.admission.established(entry.prefix)
         if entry.dial is not None:
             entry.dial.done.set()
 
@@ -327,10 +235,9 @@ class Endpoint:
         self._ended.append(link)
         self.mark_dirty(link)
 
-    # -- tasks
-    # --------------------------------------------------------------------------------------------------
+    # -- tasks --
 
-    async def run_socket(self, sock: _Socket) -> None:
+    async def run_socket(self, sock: Socket) -> None:
         """Read one socket for ever."""
         receive = sock.udp.receive
         while True:
@@ -363,7 +270,7 @@ class Endpoint:
                 self._busy = False
             self._reschedule()
 
-    async def _run_writer(self, sock: _Socket) -> None:
+    async def _run_writer(self, sock: Socket) -> None:
         while sock.pending:
             await trio.lowlevel.wait_writable(sock.udp.socket)
             packets, control = sock.pending[0]
@@ -383,11 +290,10 @@ class Endpoint:
             link.close(CloseCode.SHUTDOWN, "the node stops")
         self.flush()
 
-    # -- coming in
-    # ----------------------------------------------------------------------------------------------
+    # -- coming in --
 
     def _feed(
-        self, sock: _Socket, data: bytes, size: int, address: Address, control: Control, now: float
+        self, sock: Socket, data: bytes, size: int, address: Address, control: Control, now: float
     ) -> None:
         if not data:
             return
@@ -408,7 +314,7 @@ class Endpoint:
             self._feed_one(sock, data[at : at + size], address, control, now)
 
     def _feed_one(
-        self, sock: _Socket, datagram: bytes, address: Address, control: Control, now: float
+        self, sock: Socket, datagram: bytes, address: Address, control: Control, now: float
     ) -> None:
         if datagram[0] & 0x80 == 0:
             cid = datagram[1 : 1 + LOCAL_CID_BYTES]
@@ -426,7 +332,9 @@ class Endpoint:
             self._touched[link] = None
             link.receive(datagram, len(datagram), address, now)
         elif cid in self._lingering:
-            self._repeat_close(sock, self._lingering[cid], control, now)
+            packets = self._lingering[cid].take(now)
+            if packets:
+                self._send(sock, packets, control)
         elif header is not None:
             self._unknown(sock, header, datagram, address, control, now)
         else:
@@ -434,81 +342,35 @@ class Endpoint:
 
     def _unknown(
         self,
-        sock: _Socket,
+        sock: Socket,
         header: LongHeader,
         datagram: bytes,
         address: Address,
         control: Control,
         now: float,
     ) -> None:
-        counters = self.counters
-        if header.version == 0:
-            dial = self._probes.get(header.destination_cid)
-            if dial is not None:
-                dial.answered.add(dial.probes[header.destination_cid])
-                return
-        if self._role != "relay" or len(datagram) < MIN_INITIAL_BYTES or header.version == 0:
-            counters.unknown_packets += 1
+        dial = self._probes.get(header.destination_cid)
+        if dial is not None and header.version == 0:
+            dial.answered.add(dial.probes[header.destination_cid])
             return
-        if header.version != QUIC_VERSION:
-            if self._answers.take(1, now):
-                counters.version_negotiations += 1
-                packet = encode_version_negotiation(header, os.urandom(1)[0])
+        if self._acceptor is None:
+            self.counters.unknown_packets += 1
+            return
+        match self._acceptor.handle(header, len(datagram), address, now):
+            case Answer(packet):
                 self._send(sock, [(packet, address)], control)
-            return
-        if not header.is_initial or len(header.destination_cid) < MIN_ORIGINAL_CID_BYTES:
-            counters.unknown_packets += 1
-            return
-        self._initial(sock, header, datagram, address, control, now)
+            case Begin() as begin:
+                link = self._accept(begin, address, now)
+                self._acceptor.admission.opened(begin.prefix)
+                self._register(link, sock, begin.prefix).control = control
+                self.add_cid(link, header.destination_cid)
+                self._touched[link] = None
+                link.receive(datagram, len(datagram), address, now)
+                if not link.is_authentic:
+                    # Noise in the shape of an Initial: it must not hold a place for the whole handshake time.
+                    link.fail(CloseCode.PROTOCOL, "an Initial that cannot be opened")
 
-    def _initial(
-        self,
-        sock: _Socket,
-        header: LongHeader,
-        datagram: bytes,
-        address: Address,
-        control: Control,
-        now: float,
-    ) -> None:
-        counters = self.counters
-        original_cid, retry_cid = header.destination_cid, None
-        if header.token:
-            try:
-                original_cid = self._tokens.decode_token(header.token, address, header.destination_cid, now)
-            except DecodeError:
-                counters.refused_tokens += 1
-                return
-            retry_cid = header.destination_cid
-        prefix = address_prefix(address[0])
-        verdict = self._admission.decide(prefix, retry_cid is not None, now)
-        if verdict is Verdict.DROP or (verdict is Verdict.RETRY and not self._answers.take(1, now)):
-            counters.dropped_handshakes += 1
-            return
-        if verdict is Verdict.RETRY:
-            counters.retries += 1
-            source_cid = os.urandom(LOCAL_CID_BYTES)
-            token = self._tokens.create(address, original_cid, source_cid, os.urandom(12), now)
-            packet = self._backend.encode_retry(source_cid, header.source_cid, original_cid, token)
-            self._send(sock, [(packet, address)], control)
-            return
-        link = self._accept(sock, address, control, original_cid, retry_cid, verdict, now)
-        self.add_cid(link, header.destination_cid)
-        self._touched[link] = None
-        link.receive(datagram, len(datagram), address, now)
-        if not link.is_authentic:
-            # Noise in the shape of an Initial: it must not hold a place for the whole handshake time.
-            link.fail(CloseCode.PROTOCOL, "an Initial that cannot be opened")
-
-    def _accept(
-        self,
-        sock: _Socket,
-        address: Address,
-        control: Control,
-        original_cid: bytes,
-        retry_cid: bytes | None,
-        verdict: Verdict,
-        now: float,
-    ) -> Link:
+    def _accept(self, begin: Begin, address: Address, now: float) -> Link:
         assert self._identity is not None
         machine = LinkMachine(
             is_dialler=False,
@@ -517,12 +379,12 @@ class Endpoint:
             nonce=os.urandom(32),
             limits=self._limits,
             now=now,
-            refusal="this node has as many links as it takes" if verdict is Verdict.REFUSE else None,
+            refusal=begin.refusal,
         )
-        link = Link(
+        return Link(
             owner=self,
             handler=self._handler,
-            connection=self._backend.accept(original_cid, retry_cid),
+            connection=self._backend.accept(begin.original_cid, begin.retry_cid),
             machine=machine,
             limits=self._limits,
             inbox=self._inbox,
@@ -530,11 +392,6 @@ class Endpoint:
             peer_address=address,
             now=now,
         )
-        prefix = address_prefix(address[0])
-        self._admission.opened(prefix)
-        self.counters.accepted += 1
-        self._register(link, sock, prefix).control = control
-        return link
 
     def _finish_batch(self, now: float) -> None:
         touched, self._touched = self._touched, {}
@@ -545,8 +402,7 @@ class Endpoint:
         self._handler.on_batch_end()
         self._flush(now)
 
-    # -- going out
-    # ----------------------------------------------------------------------------------------------
+    # -- going out --
 
     def _flush(self, now: float) -> None:
         dirty, self._dirty = self._dirty, {}
@@ -594,7 +450,7 @@ class Endpoint:
             heapq.heappush(self._timers, (deadline, next(self._sequence), link))
         return True
 
-    def _peer_moved(self, link: Link, entry: _Entry, address: Address) -> _Socket:
+    def _peer_moved(self, link: Link, entry: Entry, address: Address) -> Socket:
         """QUIC has followed its peer to another address, perhaps of the other family."""
         link.peer_address = address
         sock = self._socket_for(address)
@@ -602,7 +458,7 @@ class Endpoint:
             entry.sock, entry.control = sock, ()
         return entry.sock
 
-    def _send(self, sock: _Socket, packets: list[tuple[bytes, Address]], control: Control = ()) -> None:
+    def _send(self, sock: Socket, packets: Packets, control: Control = ()) -> None:
         if sock.pending:
             # The buffer is full. Links stop by themselves; what little comes here may wait or be lost.
             if len(sock.pending) < MAX_PENDING_SENDS:
@@ -613,16 +469,10 @@ class Endpoint:
             sock.pending.append((packets[sent:], control))
             self._nursery.start_soon(self._run_writer, sock)
 
-    def _repeat_close(self, sock: _Socket, lingering: _Lingering, control: Control, now: float) -> None:
-        if lingering.answers > 0 and now < lingering.until:
-            lingering.answers -= 1
-            self._send(sock, lingering.packets, control)
+    # -- links and timers --
 
-    # -- links and timers
-    # ---------------------------------------------------------------------------------------
-
-    def _register(self, link: Link, sock: _Socket, prefix: bytes | None) -> _Entry:
-        entry = self._links[link] = _Entry(sock, prefix)
+    def _register(self, link: Link, sock: Socket, prefix: bytes | None) -> Entry:
+        entry = self._links[link] = Entry(sock, prefix)
         for cid in link.cids:
             self.add_cid(link, cid)
         return entry
@@ -636,11 +486,12 @@ class Endpoint:
         if link.last_packets:
             if len(self._lingering) >= MAX_LINGERING:
                 self._lingering.clear()
-            lingering = _Lingering(link.last_packets, now + LINGER_S)
+            lingering = Lingering(link.last_packets, now + LINGER_S)
             for cid in entry.cids:
                 self._lingering[cid] = lingering
-        if entry.prefix is not None:
-            (self._admission.closed if entry.up else self._admission.abandoned)(entry.prefix)
+        if entry.prefix is not None and self._acceptor is not None:
+            admission = self._acceptor.admission
+            (admission.closed if entry.up else admission.abandoned)(entry.prefix)
         link.report_end()
         if entry.dial is not None:
             entry.dial.done.set()
@@ -680,7 +531,7 @@ class Endpoint:
         if self._scope is not None:
             self._scope.deadline = at
 
-    def _socket_for(self, address: Address) -> _Socket | None:
+    def _socket_for(self, address: Address) -> Socket | None:
         is_ipv6 = ":" in address[0]
         return next((sock for sock in self._sockets if sock.udp.is_ipv6 == is_ipv6), None)
 
