@@ -49,6 +49,10 @@ _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
 _DATAGRAM_PACKET_MIN: Final = LINK_FRAME + 16
+_IN_VAIN: Final = (ValueError, AssertionError, RuntimeError, QuicConnectionError)
+"""What the library raises when a stream, or the whole connection, has ended: a peer's last message and its
+close come in one batch, so that everything the message leads to is asked of a closed connection.
+"""
 
 
 def make_backend(settings: BackendSettings) -> "Qh3Backend":
@@ -302,7 +306,7 @@ class Qh3Connection:
         stream_id: int = self._conn.get_next_available_stream_id(is_unidirectional=True)
         try:
             self._conn.send_stream_data(stream_id, b"")
-        except ValueError as error:
+        except _IN_VAIN as error:
             self._forget(stream_id)
             raise StreamLimitError(str(error)) from error
         return stream_id
@@ -315,7 +319,7 @@ class Qh3Connection:
 
     def send_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """Append to a stream."""
-        with contextlib.suppress(ValueError):  # reset, stopped or finished
+        with contextlib.suppress(*_IN_VAIN):
             if self._up and stream_id & 2:
                 self._conn._core.send_stream(stream_id, data, fin)
             else:
@@ -323,17 +327,20 @@ class Qh3Connection:
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Give up sending."""
-        with contextlib.suppress(ValueError, AssertionError):
+        with contextlib.suppress(*_IN_VAIN):
             self._conn.reset_stream(stream_id, code)
 
     def stop_stream(self, stream_id: int, code: int) -> None:
         """Ask the peer to give up its stream."""
-        with contextlib.suppress(ValueError, AssertionError):
+        with contextlib.suppress(*_IN_VAIN):
             self._conn.stop_stream(stream_id, code)
 
     def stream_backlog(self, stream_id: int | None) -> int:
         """Return bytes appended and not sent once."""
-        size: int = self._conn.get_send_buffer_size(stream_id)
+        try:
+            size: int = self._conn.get_send_buffer_size(stream_id)
+        except _IN_VAIN:
+            return 0
         return size
 
     def send_datagrams(self, frames: list[bytes]) -> None:
@@ -356,12 +363,13 @@ class Qh3Connection:
 
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
-        self._conn.send_ping(0)
+        with contextlib.suppress(*_IN_VAIN):
+            self._conn.send_ping(0)
 
     def close(self, code: int, reason: str) -> None:
         """Queue a CONNECTION_CLOSE."""
         self._pending.clear()
-        with contextlib.suppress(QuicConnectionError, ValueError):
+        with contextlib.suppress(*_IN_VAIN):
             self._conn.close(error_code=code, reason_phrase=reason)
 
     def abandon(self) -> None:

@@ -6,6 +6,9 @@ from links_net import PAIR_IDS, PAIRS, Pair
 from circuits.params import LINK_FRAME
 from overlay.links.backends.base import BackendName, StreamLimitError
 from overlay.links.link import Link
+from overlay.messages import Destroy, encode_control
+
+LAST_WORDS = encode_control(Destroy(7, 0))
 
 
 @pytest.mark.parametrize("backends", PAIRS, ids=PAIR_IDS)
@@ -19,13 +22,14 @@ def test_the_last_message_is_handled_on_a_closed_connection(
     acceptor.send_stream(stream, b"x" * 100)
     pair.flush()
     pair.run_for(1)
+    pair.run_until(lambda: not pair._queue)  # nothing is on its way any more
     theirs = next(iter(pair.handlers[0].streams))
 
     held: list[bytes] = []
     pair.filter = lambda index, packet: [] if index == 0 and not held.append(packet) else [packet]
     back = pair.dialler.open_stream()
     pair.dialler.send_stream(back, b"y")
-    pair.dialler.send_control(b"last words")
+    pair.dialler.send_control(LAST_WORDS)
     pair.flush()
     pair.dialler.close()
     pair.flush()
@@ -35,7 +39,7 @@ def test_the_last_message_is_handled_on_a_closed_connection(
 
     def answer(link: Link, message: bytes) -> None:
         heard.append(message)
-        link.send_control(b"an answer")
+        link.send_control(LAST_WORDS)
         link.reset_stream(stream, 0)
         link.stop_stream(back, 0)
         link.send_stream(theirs, b"z" * 100)
@@ -53,6 +57,6 @@ def test_the_last_message_is_handled_on_a_closed_connection(
     acceptor.process(pair.now)
     acceptor.notify_writable()
     pair.flush()
-    assert heard[0] == b"last words"
+    assert heard[0] == LAST_WORDS
     assert acceptor.end is not None
     assert pair.handlers[1].closes
