@@ -11,11 +11,11 @@
      the call that sends it, and are locked against re-entry besides.
 """
 
-from modules import books
-from modules import chains
-from modules import earnings
-from modules import signatures
-from modules import vault
+from .modules import books
+from .modules import chains
+from .modules import earnings
+from .modules import signatures
+from .modules import vault
 
 initializes: earnings
 initializes: vault

@@ -14,8 +14,8 @@
      are kept by payee, so nobody can take another's place by publishing its identity first.
 """
 
-from modules import entries
-from modules import stakes
+from .modules import entries
+from .modules import stakes
 
 initializes: entries
 initializes: stakes
