@@ -261,13 +261,12 @@ class LinkLanes:
         if inbound is None:
             inbound = self._inbound[stream_id] = _Inbound()
         if not inbound.dead:
-            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             if inbound.reader is not None:
-                self._frames(inbound, data, now)
+                self._frames(inbound, chunks, now)
             elif inbound.is_grants:
-                self._read_grants(data, now)
+                self._read_grants(b"".join(chunks), now)
             else:
-                self._name(stream_id, inbound, data, now)
+                self._name(stream_id, inbound, b"".join(chunks), now)
         if fin:
             self._inbound.pop(stream_id, None)
             if inbound.end is not None and not inbound.dead:
@@ -312,13 +311,13 @@ class LinkLanes:
         end.inbound_stream = stream_id
         inbound.end = end
         inbound.reader = TrainReader()
-        self._frames(inbound, rest, now)
+        self._frames(inbound, (rest,), now)
 
-    def _frames(self, inbound: _Inbound, data: bytes, now: float) -> None:
+    def _frames(self, inbound: _Inbound, chunks: Sequence[bytes], now: float) -> None:
         end, reader = inbound.end, inbound.reader
         assert end is not None and reader is not None
         try:
-            packets = reader.feed(data)
+            packets = reader.feed(chunks)
         except DecodeError:
             end.flow.fail(FlowFault.BAD_FRAMING)
             return

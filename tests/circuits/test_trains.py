@@ -34,27 +34,29 @@ def test_frames_survive_any_cutting(units, cuts):
     places = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     reader, read = TrainReader(), []
     for start, end in itertools.pairwise(places):
-        read += reader.feed(stream[start:end])
+        read += reader.feed([stream[start:end]])
         assert reader.held_bytes < MAX_TRAIN_BYTES
     assert read == packets
     assert reader.held_bytes == 0
+    together = [stream[start:end] for start, end in itertools.pairwise(places)]
+    assert TrainReader().feed(together) == packets
 
 
 def test_single_bytes_cost_no_object_each():
     reader, packet = TrainReader(), packet_of(2, 9)
     frame = encode_frame(packet)
     for index in range(len(frame) - 1):
-        assert reader.feed(frame[index : index + 1]) == []
+        assert reader.feed([frame[index : index + 1]]) == []
         assert len(reader._pieces) < 200
-    assert reader.feed(frame[-1:]) == [packet]
+    assert reader.feed([frame[-1:]]) == [packet]
 
 
 @pytest.mark.parametrize("count", [0, 49, 255])
 def test_other_counts_are_refused(count):
     with pytest.raises(DecodeError):
-        TrainReader().feed(bytes((count,)))
+        TrainReader().feed([bytes((count,))])
     with pytest.raises(DecodeError):
-        TrainReader().feed(encode_frame(packet_of(1, 1)) + bytes((count,)))
+        TrainReader().feed([encode_frame(packet_of(1, 1)) + bytes((count,))])
 
 
 @given(st.lists(st.binary(max_size=3 * UNIT), max_size=20))
@@ -62,7 +64,7 @@ def test_garbage_is_read_or_refused(chunks):
     reader = TrainReader()
     try:
         for chunk in chunks:
-            for packet in reader.feed(chunk):
+            for packet in reader.feed([chunk]):
                 assert len(packet) % UNIT == 0
             assert reader.held_bytes < MAX_TRAIN_BYTES
     except DecodeError:

@@ -12,6 +12,8 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from types import FunctionType
 from typing import Any, Final
 
@@ -189,14 +191,13 @@ class Qh3Connection:
         core = conn._core
         if core is not None and self._up:
             streams, datagrams = inbox.streams, inbox.datagrams
-            next_event = core.next_event
-            while (event := next_event()) is not None:
+            last_id, chunks = -1, []
+            for event in iter(core.next_event, None):
                 kind = event[0]
                 if kind == "stream_data":
                     _, stream_id, data, fin = event
-                    chunks = streams.get(stream_id)
-                    if chunks is None:
-                        chunks = streams[stream_id] = []
+                    if stream_id != last_id:
+                        last_id, chunks = stream_id, streams.setdefault(stream_id, [])
                     if data:
                         chunks.append(data)
                     if fin:
@@ -257,6 +258,10 @@ class Qh3Connection:
         poll = core.poll_transmit
         pending = self._pending
         try:
+            if not pending and not self._core_datagrams:
+                # A packet costs one call of the core here, and no Python code.
+                out = list(islice(iter(partial(poll, now), None), limit))
+                limit = 0
             while len(out) < limit:
                 if pending and core.bytes_in_flight + DATAGRAM_PACKET <= self._datagram_window(core):
                     core.send_datagram(pending.popleft())
@@ -264,7 +269,7 @@ class Qh3Connection:
                 packet = poll(now)
                 if packet is None:
                     break
-                out.append((packet[0], packet[1]))
+                out.append(packet)
                 if self._core_datagrams and len(packet[0]) >= _DATAGRAM_PACKET_MIN:
                     self._core_datagrams -= 1
         except Exception as error:
@@ -375,7 +380,12 @@ class Qh3Connection:
     def abandon(self) -> None:
         """Free what the library holds."""
         self._pending.clear()
-        self._conn._core = None
+        bridge = self._conn._tls
+        if bridge is not None:
+            # They hold each other through callbacks: many short links must not wait for the collector.
+            bridge.tls.__dict__.clear()
+            bridge.__dict__.clear()
+        self._conn.__dict__.clear()
 
     def is_authentic(self) -> bool:
         """Tell whether a packet came that could be opened."""

@@ -8,6 +8,7 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final
 
 from overlay.links.backends.base import Address
@@ -52,6 +53,9 @@ class TooLargeError(Exception):
         """Say which size."""
         super().__init__(f"a UDP payload of {size_bytes} bytes does not fit the interface")
         self.size_bytes = size_bytes
+
+
+_ADDRESS_OF = itemgetter(1)
 
 
 class UdpSocket:
@@ -140,26 +144,24 @@ class UdpSocket:
         carry.
         """
         sent, total = 0, len(packets)
+        datagrams = [packet[0] for packet in packets]
+        sizes = list(map(len, datagrams))
+        one_address = len(set(map(_ADDRESS_OF, packets))) == 1
         while sent < total:
-            data, address = packets[sent]
-            size = room = len(data)
+            address, size = packets[sent][1], sizes[sent]
             end = sent + 1
-            if self.gso:
-                last = min(total, sent + MAX_SEGMENTS)
-                while end < last:
-                    following, to = packets[end]
-                    length = len(following)
-                    room += length
-                    if length > size or to != address or room > MAX_SUPER_BYTES:
-                        break
-                    end += 1
-                    if length < size:
-                        break
+            if self.gso and end < total:
+                end = min(total, sent + min(MAX_SEGMENTS, max(1, MAX_SUPER_BYTES // max(1, size))))
+                if sizes[sent:end].count(size) != end - sent:
+                    end = _end_of_run(sizes, sent, end)
+                if not one_address:
+                    end = next((at for at in range(sent + 1, end) if packets[at][1] != address), end)
+            data = datagrams[sent]
             try:
                 if end == sent + 1:
                     self.socket.sendmsg((data,), control, 0, address)
                 else:
-                    parts = [packet[0] for packet in packets[sent:end]]
+                    parts = datagrams[sent:end]
                     segment = (_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))
                     self.socket.sendmsg(parts, (*control, segment), 0, address)
                     self.gso_sends += 1
@@ -192,3 +194,12 @@ class UdpSocket:
         if error.errno == errno.EMSGSIZE:
             raise TooLargeError(size_bytes) from error
         self.send_failures += 1
+
+
+def _end_of_run(sizes: Sequence[int], start: int, limit: int) -> int:
+    """Where a super-datagram that begins at `start` ends: after the first one that is shorter, before one that is longer."""
+    size = sizes[start]
+    for at in range(start + 1, limit):
+        if sizes[at] != size:
+            return at + 1 if sizes[at] < size else at
+    return limit
