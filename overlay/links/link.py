@@ -154,8 +154,8 @@ class Link:
 
     @property
     def rtt_s(self) -> float:
-        """Smoothed round trip in seconds; 0.0 before the first measurement."""
-        return self._connection.rtt_s()
+        """Smoothed round trip in seconds; 0.0 before the first measurement and after the end."""
+        return self._connection.rtt_s() if self.end is None else 0.0
 
     def send_control(self, message: bytes) -> None:
         """Queue one encoded control message, 1 to MAX_MESSAGE_BYTES long. Ignored on a link that is not up.

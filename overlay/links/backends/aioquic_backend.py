@@ -304,8 +304,12 @@ class AioquicConnection:
 
     def abandon(self) -> None:
         """Free what the library holds."""
-        self._conn._datagrams_pending.clear()
-        self._conn._streams.clear()
+        # They hold each other through callbacks; a node with many short links must not wait for the collector.
+        tls = getattr(self._conn, "tls", None)
+        if tls is not None:
+            tls.__dict__.clear()
+        self._conn._loss.__dict__.clear()
+        self._conn.__dict__.clear()
 
     def is_authentic(self) -> bool:
         """Tell whether a packet came that could be opened."""

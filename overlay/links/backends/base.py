@@ -141,7 +141,7 @@ class Connection(Protocol):
         """Queue a CONNECTION_CLOSE of the application; `transmit` then returns it."""
 
     def abandon(self) -> None:
-        """Free what the library holds."""
+        """Free what the library holds. No other method may be called afterwards."""
 
     def is_authentic(self) -> bool:
         """Tell whether a packet came that could be opened: noise gets no further."""

@@ -448,7 +448,17 @@ class Endpoint:
             deadline = max(deadline, now + TIMER_FLOOR_S)
             entry.scheduled = deadline
             heapq.heappush(self._timers, (deadline, next(self._sequence), link))
+            if len(self._timers) > 2 * len(self._links) + 64:
+                self._drop_old_timers()
         return True
+
+    def _drop_old_timers(self) -> None:
+        """Forget entries of ended links and of deadlines that were moved forward, before they are due."""
+        links = self._links
+        self._timers = [
+            entry for entry in self._timers if entry[2] in links and links[entry[2]].scheduled == entry[0]
+        ]
+        heapq.heapify(self._timers)
 
     def _peer_moved(self, link: Link, entry: Entry, address: Address) -> Socket:
         """QUIC has followed its peer to another address, perhaps of the other family."""
