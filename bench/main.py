@@ -89,7 +89,8 @@ def main() -> int:
     head, lines, data = targets.rows(report["hopfare"], report["tor"])
     report |= {"targets": data, "seconds": round(time.monotonic() - begun, 1)}
     print(f"\n{targets.render(head, lines)}")
-    print(f"\n{_cpu_table(report)}")
+    if any(part in parts for part in ("down", "up")):
+        print(f"\n{_cpu_table(report)}")
     print(f"\ntook {report['seconds']:.0f} s")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=1))
