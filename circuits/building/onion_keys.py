@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from circuits.errors import DecodeError
 from circuits.handshake import KEY_BYTES, Rng
 
-ROTATION_S = 86_400  # a new key every day
-OVERLAP_S = 86_400  # the key before stays readable a day more: longer than any descriptor lives
+ROTATION_S = 86_400  # a new key every day, unless the node's descriptors live longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +61,22 @@ class OnionKeys:
         """Make the first key, from 32 bytes of `rng`."""
         return cls(_key(rng(KEY_BYTES), int(unix_s)))
 
-    def rotated(self, unix_s: float, rng: Rng) -> OnionKeys:
+    def rotated(self, unix_s: float, rng: Rng, rotation_s: float = ROTATION_S) -> OnionKeys:
         """Return the keys to use now: itself while nothing is due.
 
-        A key older than ROTATION_S makes place for a new one; a previous key is dropped OVERLAP_S after its
-        successor was made. A clock set back makes keys live longer, up to the same span again; a key from
-        further in the future is replaced.
+        A key older than `rotation_s` makes place for a new one; the previous key stays readable for the same
+        time again, so `rotation_s` must be at least as long as a descriptor that names the key lives. A clock
+        set back makes keys live longer, up to the same span again; a key from further in the future is
+        replaced.
         """
         age_s = unix_s - self.current.created_s
-        if not -ROTATION_S <= age_s < ROTATION_S:
-            # A node that was off for days must not go on opening what was sealed for the old key then.
-            recent = -ROTATION_S <= age_s < ROTATION_S + OVERLAP_S
+        if not -rotation_s <= age_s < rotation_s:
+            # A node that was off for long must not go on opening what was sealed for the old key then.
+            recent = -rotation_s <= age_s < 2 * rotation_s
             return OnionKeys(_key(rng(KEY_BYTES), int(unix_s)), self.current if recent else None)
-        if self.previous is not None and age_s >= OVERLAP_S:
+        if self.previous is not None and unix_s - self.previous.created_s >= 2 * rotation_s:
             return OnionKeys(self.current)
         return self
-
-    def next_timeout(self) -> float:
-        """Return when `rotated` should be asked again, in seconds since 1970."""
-        return float(self.current.created_s + min(ROTATION_S, OVERLAP_S))
 
     def readable(self) -> tuple[OnionKey, ...]:
         """Return the keys to try, current first."""

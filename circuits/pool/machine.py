@@ -192,6 +192,22 @@ class Pool:
         """Take a change of the time of day against the steady clock."""
         self._planner.unix_offset_s = unix_offset_s
 
+    def renew(self, now: float) -> list[Action]:
+        """Give new flows other circuits from now on (Tor's NEWNYM); old flows finish on theirs, builds under
+        way are given up.
+        """
+        if self._closed:
+            return []
+        actions: list[Action] = []
+        for circuit_id, circuit in list(self._circuits.items()):
+            if circuit.state is State.BUILDING:
+                del self._circuits[circuit_id]
+                actions.append(CloseCircuit(circuit_id, "new circuits were asked for"))
+            else:
+                circuit.retire_at = min(circuit.retire_at, now)
+        self._planner.want_spares()
+        return [*actions, *self._retire(now), *self._planner.plan(now)]
+
     def close(self) -> list[Action]:
         """Close everything; later leases are refused."""
         self._closed = True

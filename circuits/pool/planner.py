@@ -74,6 +74,10 @@ class Planner:
         self._spares_at = 0.0
         self.no_path = None
 
+    def want_spares(self) -> None:
+        """Think about spares at the next `plan`, whatever was to be waited for."""
+        self._spares_at = 0.0
+
     def note_built(self) -> None:
         """A build succeeded: no back-off."""
         self._failures = 0

@@ -56,15 +56,23 @@ class Gatekeeper(Protocol):
         """True to let it pass, None to drop it, or the bytes of an ICMP answer that tells the customer why not."""
 
 
+class _Expiring(Protocol):
+    """A lane of circuits.onion."""
+
+    def expire(self, now: float) -> None:
+        """Erase keys that are past their time."""
+
+
 class Flow:
     """What all flows share: counters, faults and dropping."""
 
-    __slots__ = ("_on_fault", "closed", "counters", "ends")
+    __slots__ = ("_lanes", "_on_fault", "closed", "counters", "ends")
 
     def __init__(self, on_fault: Callable[[Flow, FlowFault], None]) -> None:
         self.counters = FlowCounters()
         self.closed = False
         self.ends: list[End] = []
+        self._lanes: tuple[_Expiring, ...] = ()
         self._on_fault = on_fault
 
     def fail(self, fault: FlowFault) -> None:
@@ -84,6 +92,11 @@ class Flow:
 
     def wake(self) -> None:
         """Try again after a meter was given credit."""
+
+    def expire(self, now: float) -> None:
+        """Erase keys that are past their time, which an idle circuit does not do by itself."""
+        for lane in self._lanes:
+            lane.expire(now)
 
 
 class _Outlet:
@@ -140,6 +153,12 @@ class RelayFlow(Flow):
         self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
         self._backward_trains = RelayBackward(root, suite, LANE_STREAM)
         self._backward_singles = RelayBackward(root, suite, LANE_DATAGRAM)
+        self._lanes = (
+            self._forward_trains,
+            self._forward_singles,
+            self._backward_trains,
+            self._backward_singles,
+        )
         self._held: deque[tuple[End, bytes]] = deque()
 
     def queued_bytes(self) -> int:
@@ -459,6 +478,12 @@ class ClientFlow(EndpointFlow):
         self._forward_singles = ClientForward(roots, suite, LANE_DATAGRAM, rng)
         self._backward_trains = ClientBackward(roots, suite, LANE_STREAM)
         self._backward_singles = ClientBackward(roots, suite, LANE_DATAGRAM)
+        self._lanes = (
+            self._forward_trains,
+            self._forward_singles,
+            self._backward_trains,
+            self._backward_singles,
+        )
 
     def echo(self, token: bytes, now: float) -> None:
         """Queue an echo request on the datagram lane."""
@@ -551,6 +576,12 @@ class ExitFlow(EndpointFlow):
         self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
         self._backward_trains = ExitBackward(root, suite, LANE_STREAM, rng)
         self._backward_singles = ExitBackward(root, suite, LANE_DATAGRAM, rng)
+        self._lanes = (
+            self._forward_trains,
+            self._forward_singles,
+            self._backward_trains,
+            self._backward_singles,
+        )
 
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send them."""

@@ -164,6 +164,9 @@ class LaneFlow(Protocol):
     def queued_bytes(self) -> int:
         """Bytes that wait in this flow."""
 
+    def expire(self, now: float) -> None:
+        """Erase keys that are past their time."""
+
     def fail(self, fault: FlowFault) -> None:
         """The lanes found a fault of this flow's peer: the flow ends."""
 

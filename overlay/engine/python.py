@@ -149,6 +149,13 @@ class PythonEngine:
                     del self._by_address[address]
         flow.close()
 
+    def expire(self) -> None:
+        """Have idle circuits erase old keys; for a clock of some ten seconds."""
+        now = self._clock()
+        for lanes in self._lanes.values():
+            for end in lanes.ends.values():
+                end.flow.expire(now)
+
     def add_credit(self, price: Price, flows: Sequence[Flow], wei: int) -> None:
         """Credit a meter and wake the flows that may have waited for it."""
         price.meter.add_credit(wei)

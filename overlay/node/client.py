@@ -47,7 +47,7 @@ from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Pric
 from overlay.engine.io.tun_loop import run_tun
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
-from overlay.errors import DecodeError, OverlayError
+from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.identity import format_node_id
 from overlay.io.files import read_private, write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
@@ -86,6 +86,16 @@ _KIND: dict[Trouble, NoCircuitKind] = {
     Trouble.NO_PATH: NoCircuitKind.NOT_ALLOWED,
     Trouble.NO_IPV6: NoCircuitKind.NO_IPV6,
     Trouble.OVERLOADED: NoCircuitKind.OVERLOADED,
+}
+
+_FAULT: dict[FlowFault, str] = {
+    FlowFault.LINK_CLOSED: "the link to its guard was lost",
+    FlowFault.BAD_PACKETS: "packets came that its relays changed, or that are not theirs",
+    FlowFault.BAD_FRAMING: "its guard sent what cannot be read",
+    FlowFault.FLOW_CONTROL: "its guard does not keep to the rules of flow control",
+    FlowFault.STREAM_RESET: "its guard gave it up",
+    FlowFault.MEMORY: "it held the most when the memory limit (node.memory_limit) was reached",
+    FlowFault.EXHAUSTED: "it has carried all that one circuit can",
 }
 
 log = get_logger("client")
@@ -182,6 +192,7 @@ class ClientNode:
         self._circuits: dict[int, Circuit] = {}
         self._by_flow: dict[FlowHandle, Circuit] = {}
         self._by_wire: dict[tuple[Link, int], Circuit] = {}
+        self._inner_addresses: set[IPv4Address | IPv6Address | None] = set()
         self._changed = trio.Event()
         self._refused: dict[Need, tuple[Trouble, str]] = {}
         self._wake = trio.Event()
@@ -190,6 +201,7 @@ class ClientNode:
         self._leaving: list[Lease] = []
         self._meters: dict[bytes, Meter] = {}
         self._build_times_s: list[float] = []
+        self._guards_problem = ""
         self.last_failure = ""
         self.ready = trio.Event()
         self.engine = PythonEngine(
@@ -219,11 +231,13 @@ class ClientNode:
         """A guard is there."""
 
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
-        """A guard is gone. Its flows were reported before."""
+        """A guard is gone. The engine has dropped its flows before."""
+        sentence = f"the link to the guard was lost ({reason})"
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
-            sentence = f"the link to the guard was lost ({reason})"
             self.act(self.pool.handle_guard_lost(link.peer, sentence, trio.current_time()))
+        for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
+            self._lost(circuit, sentence)
         for key, attempt in list(self._attempts.items()):
             if key[0] is link:
                 self._finish(attempt, attempt.build.handle_closed())
@@ -250,8 +264,12 @@ class ClientNode:
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
         """The engine dropped a circuit's flow."""
         circuit = self._by_flow.get(flow)
-        if circuit is not None:
-            self._lost(circuit, f"the packets of its relays are not in order ({fault.name.lower()})")
+        if circuit is None:
+            return
+        if fault is FlowFault.LINK_CLOSED and circuit.link.end is not None:
+            # on_link_closed follows and knows why; the relays behind the guard are not to be blamed for it.
+            return
+        self._lost(circuit, _FAULT[fault])
 
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
         """An echo came back."""
@@ -316,7 +334,8 @@ class ClientNode:
         """Carry out what the pool wants, in order."""
         for action in actions:
             if isinstance(action, StartBuild):
-                self._nursery.start_soon(self._build, action.circuit_id, action.path)
+                scope = self._abandoned[action.circuit_id] = trio.CancelScope()
+                self._nursery.start_soon(self._build, action.circuit_id, action.path, scope)
             elif isinstance(action, SendEcho):
                 circuit = self._circuits.get(action.circuit_id)
                 if circuit is not None:
@@ -347,7 +366,15 @@ class ClientNode:
 
     async def _save_guards(self, data: bytes) -> None:
         # Sequence is kept by the single writer: the newest state is written last.
-        write_atomic(self._guards_file, data)
+        try:
+            write_atomic(self._guards_file, data)
+        except FileError as error:
+            # What runs goes on running; after a restart other guards would be chosen, which the user should know.
+            if not self._guards_problem:
+                log.error("the guards are not stored", reason=str(error))
+            self._guards_problem = f"the guards are not stored: {error}"
+        else:
+            self._guards_problem = ""
 
     def _lost(self, circuit: Circuit, sentence: str) -> None:
         self.act(self.pool.handle_closed(circuit.circuit_id, sentence, trio.current_time()))
@@ -368,23 +395,21 @@ class ClientNode:
         watchers, circuit.watchers = list(circuit.watchers.values()), {}
         for on_closed in watchers:
             on_closed()
-        self._nursery.start_soon(self._remove_addresses, circuit)
+        self._nursery.start_soon(self._remove_addresses, circuit.addresses)
         if self._default is not None and self._default.circuit is circuit:
             self._default = None
         self._announce()
 
-    async def _remove_addresses(self, circuit: Circuit) -> None:
-        v6 = circuit.addresses.ipv6
+    async def _remove_addresses(self, addresses: ExitAddresses) -> None:
+        v4, v6 = addresses.ipv4, addresses.ipv6
         with suppress(Exception):  # the namespace may be on its way out as well
-            await self._namespace.remove_addresses(
-                str(circuit.addresses.ipv4), str(v6) if v6 is not None else None
-            )
+            await self._namespace.remove_addresses(str(v4), str(v6) if v6 is not None else None)
+        self._inner_addresses -= {v4, v6}
 
     # -- builds ----------------------------------------------------------------------------------------------------
 
-    async def _build(self, circuit_id: int, path: Path) -> None:
-        with trio.CancelScope() as scope:
-            self._abandoned[circuit_id] = scope
+    async def _build(self, circuit_id: int, path: Path, scope: trio.CancelScope) -> None:
+        with scope:
             try:
                 outcome = await self._try_build(circuit_id, path)
             finally:
@@ -426,6 +451,7 @@ class ClientNode:
         wire_id = self._choose_wire_id(link)
         attempt = self._attempts[(link, wire_id)] = _Attempt(build)
         stands = False
+        taken: ExitAddresses | None = None
         try:
             link.send_control(encode_control(Build(wire_id, build.records)))
             with trio.move_on_after(BUILD_TIMEOUT_S):
@@ -437,9 +463,13 @@ class ClientNode:
             build_s = trio.current_time() - begun
             addresses = outcome.addresses
             v6 = addresses.ipv6
-            if any(other.addresses.ipv4 == addresses.ipv4 for other in self._circuits.values()):
+            wanted = {addresses.ipv4, v6} - {None}
+            if wanted & self._inner_addresses:
+                # Not only a mishap: an exit that gives one address twice could see that two circuits are one customer's.
                 sentence = "the exit gave an inner address that another circuit has; the next one will differ"
                 return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
+            self._inner_addresses |= wanted
+            taken = addresses
             await self._namespace.add_addresses(str(addresses.ipv4), str(v6) if v6 is not None else None)
             if link.end is not None:
                 return BuildFailed(FailureKind.CLOSED, 0, (0,), None, "hop 1: its link was lost")
@@ -457,6 +487,8 @@ class ClientNode:
             self._attempts.pop((link, wire_id), None)
             if not stands:
                 link.send_control(encode_control(Destroy(wire_id, 0)))
+                if taken is not None:
+                    self._nursery.start_soon(self._remove_addresses, taken)
 
     def _finish(self, attempt: _Attempt, outcome: BuildDone | BuildFailed | None) -> None:
         if outcome is not None:
@@ -577,12 +609,13 @@ class ClientNode:
                 self.pool.note_traffic(circuit.circuit_id, now, received=False)
 
     async def keep_directory(self) -> None:
-        """Read the seed list again when its file changes."""
+        """The seed list when its file changes, the time of day, and old keys."""
         path = self.config.seed_list
         seen = _stamp(path)
         while True:
             await trio.sleep(30.0)
             self.pool.set_unix_offset(time.time() - trio.current_time())
+            self.engine.expire()
             stamp = _stamp(path)
             if stamp == seen:
                 continue
@@ -605,6 +638,8 @@ class ClientNode:
         problems = []
         if not ready:
             problems.append(self.pool.explain(now) or self.last_failure or "no circuit has been built yet")
+        if self._guards_problem:
+            problems.append(self._guards_problem)
         missing = self.directory.explain_no_exit(time.time(), country=self.config.client.exit_country)
         if missing:
             problems.append(missing)

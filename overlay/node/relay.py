@@ -19,7 +19,7 @@ from circuits.building.relay import RelayBuild
 from overlay.engine.interface import FlowFault, FlowHandle, Price
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
-from overlay.errors import DecodeError
+from overlay.errors import DecodeError, FileError
 from overlay.identity import format_node_id
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from overlay.messages import Message
 
 TICK_S = 1.0
+EXPIRE_S = 10.0
+"""How often idle circuits erase keys that are past their time."""
 DIAL_TIMEOUT_S = 3.0
 """Shorter than a build's own time-out at the relay before, so that it is this relay which names the one it could not reach."""
 MAX_DIALS = 256
@@ -71,6 +73,7 @@ class RelayNode:
         self.as_exit = as_exit
         self.endpoint: Endpoint
         self.exit_side: ExitSide | None = None
+        self.keys_problem = ""
         self.started_s = trio.current_time()
         self._nursery = nursery
         self._dials: set[bytes] = set()
@@ -235,7 +238,7 @@ class RelayNode:
             "role": "exit" if self.as_exit else "relay",
             "name": self.identity.name,
             "ready": True,
-            "problems": [],
+            "problems": [self.keys_problem] if self.keys_problem else [],
             "uptime_s": round(trio.current_time() - self.started_s, 1),
             "pid": os.getpid(),
             "directory": len(self.directory),
@@ -328,10 +331,15 @@ class _Local:
 
 
 async def _keep_time(node: RelayNode) -> None:
-    """Builds' time-outs and circuits' ends."""
+    """Builds' time-outs, circuits' ends, and old keys."""
+    expire_at = trio.current_time() + EXPIRE_S
     while True:
         await trio.sleep(TICK_S)
-        node.switch.handle_timeout(trio.current_time())
+        now = trio.current_time()
+        node.switch.handle_timeout(now)
+        if now >= expire_at:
+            expire_at = now + EXPIRE_S
+            node.engine.expire()
         node.endpoint.flush()
 
 
@@ -340,7 +348,7 @@ async def _keep_directory(node: RelayNode, config: Config) -> None:
     seen = _stamp(config)
     while True:
         await trio.sleep(60.0)
-        node.build.set_keys(load_onion_keys(config, time.time(), os.urandom))
+        refresh_onion_keys(node, config)
         stamp = _stamp(config)
         if stamp == seen:
             continue
@@ -353,6 +361,17 @@ async def _keep_directory(node: RelayNode, config: Config) -> None:
         if node.exit_side is not None:
             node.exit_side.set_directory(node.directory)
         log.info("seed list read", relays=len(node.directory))
+
+
+def refresh_onion_keys(node: RelayNode, config: Config) -> None:
+    """Change the onion keys when they are due; a full disk or a damaged file leaves the node with those it has."""
+    try:
+        node.build.set_keys(load_onion_keys(config, time.time(), os.urandom))
+        node.keys_problem = ""
+    except FileError as error:
+        if not node.keys_problem:
+            log.error("the onion keys are not changed", reason=str(error))
+        node.keys_problem = f"the onion keys are not changed as they should: {error}"
 
 
 def _stamp(config: Config) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits.building.onion_keys import OVERLAP_S, ROTATION_S, OnionKeys, decode_onion_keys
+from circuits.building.onion_keys import ROTATION_S, OnionKeys, decode_onion_keys
 from circuits.errors import DecodeError
 
 START_S = 1_800_000_000
@@ -18,7 +18,7 @@ def rng(seed=1):
 def test_rotates_daily_and_keeps_the_one_before_for_a_day():
     keys = OnionKeys.generate(START_S, rng())
     assert keys.rotated(START_S + ROTATION_S - 1, rng(2)) is keys
-    second = keys.rotated(keys.next_timeout(), rng(2))
+    second = keys.rotated(START_S + ROTATION_S, rng(2))
     assert second.previous == keys.current
     assert second.current.public != keys.current.public
     assert second.readable() == (second.current, keys.current)
@@ -28,7 +28,7 @@ def test_rotates_daily_and_keeps_the_one_before_for_a_day():
 
 def test_node_that_was_off_for_long_reads_nothing_old():
     keys = OnionKeys.generate(START_S, rng())
-    later = keys.rotated(START_S + ROTATION_S + OVERLAP_S, rng(2))
+    later = keys.rotated(START_S + 2 * ROTATION_S, rng(2))
     assert later.previous is None
     assert later.current.public != keys.current.public
 

@@ -536,6 +536,22 @@ def test_rotation_moves_new_flows_and_lets_old_ones_finish():
     assert sim.closed[-1] == CloseCircuit(old, "rotated out")
 
 
+def test_renewal_moves_new_flows_at_once_and_lets_old_ones_finish():
+    sim = Sim()
+    sim.run(1)
+    before = set(sim.open)
+    old = sim.lease().circuit_id
+    sim.do(sim.pool.renew(sim.now))
+    fresh, waited_s = sim.lease_within(2)
+    assert fresh not in before
+    assert waited_s < 1
+    assert set(sim.open) & before == {old}
+    sim.release(old)
+    assert old not in sim.open
+    sim.do(sim.pool.close())
+    assert sim.pool.renew(sim.now) == []
+
+
 def test_drain_has_an_end():
     sim = Sim(drain_s=100.0)
     sim.run(1)

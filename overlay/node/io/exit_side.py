@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from exit.dns.rules import Rules
 from exit.dns.upstream import Upstream
+from exit.errors import EnvError
 from exit.io.dns import DnsServer, open_dns
 
 from circuits.building.messages import ExitAddresses, ExitHere
@@ -43,6 +44,7 @@ class ExitSide:
         self.network = network
         self.dns = dns
         self.counters = GateCounters()
+        self.problem = ""
         self._pool = AddressPool(os.urandom)
         self._leases: dict[IPv4Address, Lease] = {}
         self._directory = directory
@@ -90,17 +92,26 @@ class ExitSide:
             "malformed": self.counters.malformed,
             "spoofed": self.counters.spoofed,
             "refused": self.counters.refused,
-            "warnings": list(self.network.warnings),
+            "warnings": [*self.network.warnings, *([self.problem] if self.problem else [])],
         }
 
     async def keep_denied(self) -> None:
         """Deny relays' and the machine's own addresses as they change, until cancelled."""
         while True:
-            await self.network.set_relays([address.packed for address in self._directory.known_addresses()])
             self._changed = trio.Event()
+            try:
+                await self.network.set_relays(
+                    [address.packed for address in self._directory.known_addresses()]
+                )
+                await self.network.refresh()
+                self.problem = ""
+            except EnvError as error:
+                # The engine's own list is in force; the firewall keeps its last one until this works again.
+                if not self.problem:
+                    log.error("the firewall does not take the new list of addresses", reason=str(error))
+                self.problem = f"the firewall does not take the new list of addresses: {error}"
             with trio.move_on_after(REFRESH_S):
                 await self._changed.wait()
-            await self.network.refresh()
 
 
 @asynccontextmanager

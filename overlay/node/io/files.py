@@ -43,7 +43,7 @@ def load_onion_keys(config: Config, unix_s: float, rng: Callable[[int], bytes]) 
             raise FileError(
                 f"{path} is damaged ({error}): restore it from a backup, or remove it for new keys"
             ) from None
-        rotated = keys.rotated(unix_s, rng)
+        rotated = keys.rotated(unix_s, rng, config.relay.onion_key_rotation_s)
         if rotated is keys:
             return keys
         keys = rotated
