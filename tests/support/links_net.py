@@ -224,8 +224,8 @@ class Pair:
             return
         for _ in range(64):
             packets = link.transmit(self.now, 64)
-            for packet, _ in packets:
-                self._post(index, packet)
+            for packet in packets:
+                self._post(index, packet[0])
             link.notify_writable()
             if len(packets) < 64:
                 break

@@ -304,7 +304,7 @@ class AioquicConnection:
 
     def abandon(self) -> None:
         """Free what the library holds."""
-        # They hold each other through callbacks; a node with many short links must not wait for the collector.
+        # They hold each other through callbacks: many short links must not wait for the collector.
         tls = getattr(self._conn, "tls", None)
         if tls is not None:
             tls.__dict__.clear()

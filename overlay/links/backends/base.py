@@ -103,8 +103,9 @@ class Connection(Protocol):
         """Move events into the inbox."""
 
     def transmit(self, now: float, limit: int) -> list[tuple[bytes, Address]]:
-        """Return datagrams to send now, about `limit` at most. Fewer than `limit` means that nothing more is
-        due.
+        """Return datagrams to send now, about `limit` at most; fewer than `limit` mean that this is all.
+
+        Each item begins with the datagram and its address; what follows is the library's own.
         """
 
     def peer_key(self) -> bytes:

@@ -259,8 +259,8 @@ class Qh3Connection:
         pending = self._pending
         try:
             if not pending and not self._core_datagrams:
-                # A packet costs one call of the core here, and no Python code.
-                out = list(islice(iter(partial(poll, now), None), limit))
+                # A packet costs one call of the core and no Python code; a failure leaves what came before.
+                out.extend(islice(iter(partial(poll, now), None), limit))
                 limit = 0
             while len(out) < limit:
                 if pending and core.bytes_in_flight + DATAGRAM_PACKET <= self._datagram_window(core):
