@@ -150,6 +150,8 @@ class Box:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
+                # Ctrl-C in a terminal reaches the whole foreground group; the caller decides what it means.
+                start_new_session=True,
             )
         self._control = ours
         ours.settimeout(START_TIMEOUT_S)

@@ -60,8 +60,6 @@ def main() -> None:
         os._exit(0 if status == 0 else 1)
     kernel.die_with_parent()
     kernel.set_process_name("hopfare-lab")
-    # Ctrl-C in a terminal reaches the whole foreground group: only the demo decides what it means.
-    os.setsid()
     own_proc = _mounts(folder)
     control.send(json.dumps({"ready": True, "own_proc": own_proc}).encode())
     _Keeper(control, folder).serve()

@@ -48,7 +48,12 @@ class Demo:
         command = [*HOPFARE, "demo", "--socks", f"127.0.0.1:{self.port}", "--relays", "4", *arguments]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, stdin=subprocess.DEVNULL
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def said(self) -> str:
@@ -62,7 +67,8 @@ class Demo:
         wait_until(seen, START_TIMEOUT_S, f"`{text}` in what the demo says")
 
     def end(self, number: int) -> int:
-        self.process.send_signal(number)
+        # To the whole group, as a terminal's Ctrl-C goes.
+        os.killpg(self.process.pid, number)
         return self.process.wait(60)
 
     def leftovers(self) -> list[Path]:
@@ -115,6 +121,7 @@ def test_it_runs_until_it_is_told_to_end(folder: Path, number: int) -> None:
     assert f"--socks5-hostname 127.0.0.1:{demo.port}" in demo.said()
     demo.wait_for("4 relays up, the client is ready")
     assert demo.end(number) == 0, demo.said()
+    assert "Traceback" not in demo.said()
     assert (demo.leftovers(), demo.processes()) == ([], [])
     assert (rules(), devices()) == before
 
