@@ -1,6 +1,8 @@
-"""Flows: circuits as the engine sees them. Keys, meters and packets meet here; links and the TUN are called through seams.
+"""Flows: circuits as the engine sees them. Keys, meters and packets meet here; links and the TUN are
+called through seams.
 
-A flow takes lists of packets and the time. It drops what fails, counts it, and reports a fault to ``on_fault`` at most once.
+A flow takes lists of packets and the time. It drops what fails, counts it, and reports a fault to
+``on_fault`` at most once.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from overlay.engine.tunside import TunSide
 
 SINGLES_LIMIT_BYTES = 256 * 1024
-"""Single packets that one circuit may have waiting on one link (the figure of docs/threat-model.md, "Queues")."""
+"""Single packets that one circuit may have waiting on one link (the figure of docs/threat-model.md,
+"Queues").
+"""
 ENTRY_LIMIT_BYTES = 2 * 1024 * 1024
 """Inner TCP packets of one circuit that wait at its entry: a TCP window at 20 MB/s and 100 ms."""
 ENTRY_SINGLES_LIMIT_BYTES = 256 * 1024
@@ -53,7 +57,9 @@ class Gatekeeper(Protocol):
     """The exit's rules, applied to every inner packet that wants to leave (overlay.engine.gate)."""
 
     def inspect(self, data: bytes, offset: int, now: float) -> bytes | bool | None:
-        """True to let it pass, None to drop it, or the bytes of an ICMP answer that tells the customer why not."""
+        """True to let it pass, None to drop it, or the bytes of an ICMP answer that tells the customer
+        why not.
+        """
 
 
 class _Expiring(Protocol):
@@ -148,7 +154,8 @@ class RelayFlow(Flow):
         self.ends.append(self.back)
         self._front_out = _Outlet(budget)
         self._back_out = _Outlet(budget)
-        # All lanes now, so that nobody keeps the root: whoever takes this process later cannot derive old keys from it.
+        # All lanes now, so that nobody keeps the root: whoever takes this process later cannot derive old
+        # keys from it.
         self._forward_trains = RelayForward(root, suite, LANE_STREAM)
         self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
         self._backward_trains = RelayBackward(root, suite, LANE_STREAM)
@@ -190,7 +197,9 @@ class RelayFlow(Flow):
                 self.on_trains(end, [packet], end.last_grant_s)
 
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
-        """Peel or wrap trains and queue them for the other end; unpaid ones are held, which stops their credits too."""
+        """Peel or wrap trains and queue them for the other end; unpaid ones are held, which stops their
+        credits too.
+        """
         forward = end is self.front
         for packet in packets:
             if self.closed:
@@ -354,7 +363,9 @@ class EndpointFlow(Flow, ABC):
         return self._entry_trains.size_bytes
 
     def enqueue(self, item: Item, protocol: int, now: float) -> None:
-        """Take one inner item into the circuit: TCP, and what fits no single packet, by train; the rest single."""
+        """Take one inner item into the circuit: TCP, and what fits no single packet, by train; the rest
+        single.
+        """
         size = item_size(item)
         if protocol == _TCP or size > body_capacity(self._direction, 1):
             if self._entry_trains.push(item, size, now):
@@ -584,7 +595,9 @@ class ExitFlow(EndpointFlow):
         )
 
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
-        """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send them."""
+        """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send
+        them.
+        """
         lane = self._forward_trains
         for packet, opened in zip(packets, lane.open_many(packets, now), strict=True):
             units = len(packet) // UNIT

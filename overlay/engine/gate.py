@@ -39,8 +39,10 @@ class ExitGate:
         self._counters = counters
 
     def inspect(self, data: bytes, offset: int, now: float) -> bytes | bool | None:
-        """Judge the IP packet at ``offset`` of ``data``; what stands before it is its virtio_net_hdr. True lets it pass, None drops it in silence, bytes are the ICMP
-        answer that the customer gets for it."""
+        """Judge the IP packet at ``offset`` of ``data``; what stands before it is its virtio_net_hdr.
+        True lets it pass, None drops it in silence, bytes are the ICMP answer that the customer gets for
+        it.
+        """
         packet = parse(data, offset)
         if packet is None:
             self._counters.malformed += 1

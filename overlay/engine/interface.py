@@ -1,8 +1,9 @@
 """The engine interface: what every engine offers to the Python above it.
 
-The node above an engine owns decisions (whom to dial, which circuit goes where, what a packet costs); the engine owns
-packets. Control messages pass through as bytes that the engine never reads. Flows are the engine's entries for
-circuits: a relay flow joins two links, an exit flow joins a link and the TUN, a client flow joins the TUN and a link.
+The node above an engine owns decisions (whom to dial, which circuit goes where, what a packet costs); the
+engine owns packets. Control messages pass through as bytes that the engine never reads. Flows are the
+engine's entries for circuits: a relay flow joins two links, an exit flow joins a link and the TUN, a
+client flow joins the TUN and a link.
 
 See "The engine" in docs/architecture.md.
 """
@@ -64,7 +65,10 @@ LinkT_contra = TypeVar("LinkT_contra", contravariant=True)
 
 
 class EngineEvents(Protocol[LinkT_contra]):
-    """What an engine tells the node above it. Calls are synchronous, come from the engine's task and must not raise."""
+    """What an engine tells the node above it.
+
+    Calls are synchronous, come from the engine's task and must not raise.
+    """
 
     def on_link_up(self, link: LinkT_contra) -> None:
         """The link's handshake is done and its peer is known."""
@@ -124,7 +128,9 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class InnerAddresses:
-    """A circuit's inner addresses: packed IPv4 (4 bytes) and IPv6 (16 bytes, or None where the exit has no IPv6)."""
+    """A circuit's inner addresses: packed IPv4 (4 bytes) and IPv6 (16 bytes, or None where the exit has
+    no IPv6).
+    """
 
     v4: bytes
     v6: bytes | None

@@ -1,11 +1,13 @@
 """Both lanes of every circuit on one link: fair queues out, credits in, trains and single packets.
 
-Owns what a link and its circuits share: which circuit sends next, how many units each neighbour may still send, and
-which QUIC stream belongs to which circuit. Knows nothing of keys, meters or the TUN: those are the flows'.
+Owns what a link and its circuits share: which circuit sends next, how many units each neighbour may still
+send, and which QUIC stream belongs to which circuit. Knows nothing of keys, meters or the TUN: those are
+the flows'.
 
-Credits (docs/protocol/links.md, "Credits"): a receiver of trains grants cumulative units per circuit, INITIAL_WINDOW_UNITS being
-granted without a word. Grants travel on a unidirectional stream of their own whose first four bytes are the reserved
-circuit id 0, as records ``circuit id (4) | units (8)``, big-endian.
+Credits (docs/protocol/engine.md, "Credits"): a receiver of trains grants cumulative units per circuit,
+INITIAL_WINDOW_UNITS being granted without a word. Grants travel on a unidirectional stream of their own
+whose first four bytes are the reserved circuit id 0, as records ``circuit id (4) | units (8)``,
+big-endian.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 GRANT_CIRCUIT_ID = 0
 INITIAL_WINDOW_UNITS = 512
-"""About 700 KB: 70 ms of round trip at 10 MB/s. A receiver grows it for circuits that use it up within two round trips."""
+"""About 700 KB: 70 ms of round trip at 10 MB/s.
+
+A receiver grows it for circuits that use it up within two round trips.
+"""
 MAX_WINDOW_UNITS = 4096
 """About 5.6 MB: 100 ms of round trip at 56 MB/s."""
 BACKLOG_HIGH_BYTES = 512 * 1024
@@ -74,7 +79,8 @@ class DataLink(Protocol):
 class End:
     """One circuit's end on one link: its outgoing lanes and its incoming credits.
 
-    ``flow`` is asked for what to send (``pull_train``, ``pull_singles``) and given what came (``on_trains``, ``on_singles``).
+    ``flow`` is asked for what to send (``pull_train``, ``pull_singles``) and given what came
+    (``on_trains``, ``on_singles``).
     """
 
     __slots__ = (
@@ -153,7 +159,9 @@ class LaneFlow(Protocol):
         """Single packets came in on ``end``."""
 
     def pull_train(self, end: End, max_units: int, now: float) -> tuple[int, bytes] | None:
-        """The next train of at most ``max_units`` units to send on ``end``, with its units; None when there is none that fits."""
+        """The next train of at most ``max_units`` units to send on ``end``, with its units; None when
+        there is none that fits.
+        """
 
     def pull_singles(self, end: End, max_packets: int, now: float) -> list[bytes]:
         """Up to ``max_packets`` single packets to send on ``end``."""
@@ -234,10 +242,13 @@ class LinkLanes:
             self.link.stop_stream(end.inbound_stream, 0)
             end.inbound_stream = None
 
-    # -- coming in ----------------------------------------------------------------------------------------------
+    # -- coming in
+    # ----------------------------------------------------------------------------------------------
 
     def on_datagrams(self, frames: Sequence[bytes], now: float) -> None:
-        """Sort a batch of frames of LINK_FRAME bytes to their circuits; unknown circuits are counted and dropped."""
+        """Sort a batch of frames of LINK_FRAME bytes to their circuits; unknown circuits are counted and
+        dropped.
+        """
         first = frames[0][:4]
         for frame in frames:
             if frame[:4] != first:
@@ -349,10 +360,13 @@ class LinkLanes:
                 end.want_trains()
         del buffer[:whole]
 
-    # -- going out ----------------------------------------------------------------------------------------------
+    # -- going out
+    # ----------------------------------------------------------------------------------------------
 
     def pump(self, now: float) -> None:
-        """Move what waits into QUIC: credits first, then single packets, then trains, circuits taking turns."""
+        """Move what waits into QUIC: credits first, then single packets, then trains, circuits taking
+        turns.
+        """
         self.touched = False
         link = self.link
         if self.grants:

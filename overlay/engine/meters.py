@@ -1,6 +1,7 @@
 """Meters: a credit in wei per neighbour, charged before a packet is forwarded.
 
-A meter without a limit (``credit_wei`` None) only counts: networks without payments, and the side that is paid later.
+A meter without a limit (``credit_wei`` None) only counts: networks without payments, and the side that is
+paid later.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Meter:
                 self.notified = False
 
     def charge(self, packets: int, wei_per_packet: int) -> bool:
-        """Take the price of ``packets`` packets; False, and nothing taken, when the credit does not cover all of them."""
+        """Take the price of ``packets`` packets; False, and nothing taken, when the credit does not cover
+        all of them.
+        """
         cost = packets * wei_per_packet
         credit = self.credit_wei
         if credit is not None:
@@ -48,7 +51,9 @@ class Meter:
         return True
 
     def affordable_packets(self, wei_per_packet: int) -> int:
-        """How many packets the credit covers at most; a large number when it has no limit or the price is 0."""
+        """How many packets the credit covers at most; a large number when it has no limit or the price is
+        0.
+        """
         if self.credit_wei is None or wei_per_packet == 0:
             return 1 << 62
         return self.credit_wei // wei_per_packet

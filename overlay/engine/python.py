@@ -1,7 +1,8 @@
-"""The Python engine: joins links, flows and the TUN. Runs everywhere and is what the native engine is tested against.
+"""The Python engine: joins links, flows and the TUN. Runs everywhere and is what the native engine is
+tested against.
 
-It is handed batches by its drivers (overlay.links for QUIC, overlay.engine.io for the TUN) and leaves batches behind; it
-never waits. All calls come from one task.
+It is handed batches by its drivers (overlay.links for QUIC, overlay.engine.io for the TUN) and leaves
+batches behind; it never waits. All calls come from one task.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
 
 DEFAULT_MEMORY_LIMIT_BYTES = 64 * 1024 * 1024
 ENTRY_REST_BYTES = 1024 * 1024
-"""Half of what one circuit's entry may hold; counted twice for circuits that have IPv6 as well, which only rests sooner."""
+"""Half of what one circuit's entry may hold; counted twice for circuits that have IPv6 as well, which
+only rests sooner.
+"""
 
 
 class PythonEngine:
     """The engine interface over Python flows, and the handler that the links' endpoint calls.
 
-    ``clock`` gives seconds that never go back, ``rng`` bytes fit for keys. ``gate`` makes the gate of one exit circuit and is needed for exit flows, ``attach_tun`` for exit and client flows.
+    ``clock`` gives seconds that never go back, ``rng`` bytes fit for keys. ``gate`` makes the gate of one
+    exit circuit and is needed for exit flows, ``attach_tun`` for exit and client flows.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class PythonEngine:
         self.unknown_packets = 0
 
     def attach_tun(self, tun: RawTun, *, by_source: bool) -> None:
-        """Give the engine its TUN. ``by_source``: packets that come from it belong to the circuit of their source
-        address (a client), else of their destination (an exit)."""
+        """Give the engine its TUN. ``by_source``: packets that come from it belong to the circuit of
+        their source address (a client), else of their destination (an exit).
+        """
         self._tun = TunSide(tun)
         self._address_at = (12, 8) if by_source else (16, 24)
 
-    # -- the interface for the node -------------------------------------------------------------------------------
+    # -- the interface for the node
+    # -------------------------------------------------------------------------------
 
     def relay(
         self,
@@ -83,8 +89,9 @@ class PythonEngine:
     def exit(
         self, root: bytes, suite: int, link: Link, circuit_id: int, price: Price, addresses: InnerAddresses
     ) -> ExitFlow:
-        """Join a link and the TUN. Raises KeyError when the link is down, ValueError when the id is in use, and
-        RuntimeError when the engine was given no TUN or no gate."""
+        """Join a link and the TUN. Raises KeyError when the link is down, ValueError when the id is in
+        use, and RuntimeError when the engine was given no TUN or no gate.
+        """
         if self._tun is None or self._gate is None:
             raise RuntimeError("an exit flow needs a TUN and a gate")
         lanes = self._lanes[link]
@@ -177,7 +184,8 @@ class PythonEngine:
         self.drop(flow)
         self._events.on_flow_lost(flow, fault)
 
-    # -- what the links' endpoint calls ---------------------------------------------------------------------------
+    # -- what the links' endpoint calls
+    # ---------------------------------------------------------------------------
 
     def on_link_up(self, link: Link) -> None:
         """A link is ready."""
@@ -228,7 +236,8 @@ class PythonEngine:
         if self.budget.over:
             self._free_memory()
 
-    # -- the TUN ---------------------------------------------------------------------------------------------------
+    # -- the TUN
+    # ---------------------------------------------------------------------------------------------------
 
     def on_tun_packets(self, raws: Sequence[bytes]) -> None:
         """A batch of raw reads from the TUN; the caller flushes the links afterwards."""
@@ -261,7 +270,8 @@ class PythonEngine:
         """Whether a customer's TUN should rest a moment: its kernel then holds TCP back without a loss."""
         return sum(flow.entry_bytes for flow in self._by_address.values()) > ENTRY_REST_BYTES
 
-    # -- inside ----------------------------------------------------------------------------------------------------
+    # -- inside
+    # ----------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Move what waits into QUIC on every link that was touched or blocked."""
@@ -283,7 +293,9 @@ class PythonEngine:
             self._blocked.discard(lanes)
 
     def _free_memory(self) -> None:
-        """Over the limit: end the flows that hold the most until it is kept (attacks: "sniper", queue exhaustion)."""
+        """Over the limit: end the flows that hold the most until it is kept (attacks: "sniper", queue
+        exhaustion).
+        """
         while self.budget.over:
             flows = {id(end.flow): end.flow for lanes in self._lanes.values() for end in lanes.ends.values()}
             worst = max(flows.values(), key=lambda flow: flow.queued_bytes(), default=None)

@@ -1,7 +1,7 @@
 """Bounded queues of the engine: CoDel in front of everything that may be dropped, one memory budget for all.
 
-CoDel follows RFC 8289; its state is per queue. Inner packets are only ever dropped where they enter (the TUN side of
-a client or an exit) and on the datagram lane; trains are held back by credits instead.
+CoDel follows RFC 8289; its state is per queue. Inner packets are only ever dropped where they enter (the
+TUN side of a client or an exit) and on the datagram lane; trains are held back by credits instead.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from math import sqrt
 from typing import Generic, TypeVar
 
 CODEL_TARGET_S = 0.020
-"""Standing delay that is tolerated. RFC 8289 names 5 ms; a Python node on a busy core is woken in steps of about that
-size, and a TCP super-packet of 64 KB takes 13 ms at 40 Mbit/s, so a lower mark would drop at healthy delays."""
+"""Standing delay that is tolerated. RFC 8289 names 5 ms; a Python node on a busy core is woken in steps
+of about that size, and a TCP super-packet of 64 KB takes 13 ms at 40 Mbit/s, so a lower mark would drop
+at healthy delays.
+"""
 CODEL_INTERVAL_S = 0.150
-"""A round trip over several hops that is not slow (RFC 8289 section 4.3: the worst expected round-trip time)."""
+"""A round trip over several hops that is not slow (RFC 8289 section 4.3: the worst expected round-trip
+time).
+"""
 
 T = TypeVar("T")
 
@@ -41,7 +45,8 @@ class MemoryBudget:
 class CodelQueue(Generic[T]):
     """A FIFO of (item, size) with a hard limit in bytes and CoDel at its head.
 
-    ``push`` refuses what does not fit; ``pop`` returns the next item that CoDel lets pass. ``dropped`` counts both.
+    ``push`` refuses what does not fit; ``pop`` returns the next item that CoDel lets pass. ``dropped``
+    counts both.
     """
 
     __slots__ = (

@@ -1,7 +1,8 @@
 """The TUN's side of an engine: raw reads to inner items, inner items to raw writes, with or without offloads.
 
-With offloads a raw TUN packet is a 10-byte virtio_net_hdr and the packet (Linux, Documentation/networking/tuntap.rst);
-without, it is the packet alone, and super-packets of peers are cut and checksums completed here.
+With offloads a raw TUN packet is a 10-byte virtio_net_hdr and the packet (Linux,
+Documentation/networking/tuntap.rst); without, it is the packet alone, and super-packets of peers are cut
+and checksums completed here.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class TunSide:
         return True
 
     def write(self, item: Item) -> bool:
-        """Write an IP item, or an OFFLOAD item that was checked; False, and counted, when the kernel refuses it."""
+        """Write an IP item, or an OFFLOAD item that was checked; False, and counted, when the kernel
+        refuses it.
+        """
         kind, _, data = item
         if kind == ItemType.OFFLOAD:
             if self._has_offload:

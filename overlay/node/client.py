@@ -72,9 +72,13 @@ CIRCUIT_LIFETIME_S = 7 * 3600
 """Asked of relays: the pool drains a circuit for at most six hours after its ten minutes."""
 LEASE_TIMEOUT_S = 30.0
 SAMPLE_S = 0.25
-"""How often circuits in use are looked at for signs of life: well under the half second of silence that brings an echo."""
+"""How often circuits in use are looked at for signs of life: well under the half second of silence that
+brings an echo.
+"""
 DEFAULT_IDLE_S = 120.0
-"""A circuit that programs in the namespace have left, and that nothing has used for so long, is given back."""
+"""A circuit that programs in the namespace have left, and that nothing has used for so long, is given
+back.
+"""
 MAX_LINKS = 16
 
 _KIND: dict[Trouble, NoCircuitKind] = {
@@ -225,7 +229,8 @@ class ClientNode:
             unix_offset_s=time.time() - trio.current_time(),
         )
 
-    # -- what the engine tells ------------------------------------------------------------------------------------
+    # -- what the engine tells
+    # ------------------------------------------------------------------------------------
 
     def on_link_up(self, link: Link) -> None:
         """A guard is there."""
@@ -280,7 +285,8 @@ class ClientNode:
     def on_meter_low(self, meter: Meter) -> None:
         """Meters have no limit in a network without payments."""
 
-    # -- what the proxy asks for (overlay.socks.circuits.Circuits) -------------------------------------------------
+    # -- what the proxy asks for (overlay.socks.circuits.Circuits)
+    # -------------------------------------------------
 
     def lease_now(self, isolation: Isolation, destination: Destination) -> Lease | None:
         """A lease if a circuit is ready."""
@@ -328,7 +334,8 @@ class ClientNode:
             key += destination.port.to_bytes(2, "big")
         return Need(key, destination.port, destination.ip_version == 6)
 
-    # -- the pool's actions ----------------------------------------------------------------------------------------
+    # -- the pool's actions
+    # ----------------------------------------------------------------------------------------
 
     def act(self, actions: list[Action]) -> None:
         """Carry out what the pool wants, in order."""
@@ -369,7 +376,8 @@ class ClientNode:
         try:
             write_atomic(self._guards_file, data)
         except FileError as error:
-            # What runs goes on running; after a restart other guards would be chosen, which the user should know.
+            # What runs goes on running; after a restart other guards would be chosen, which the user
+            # should know.
             if not self._guards_problem:
                 log.error("the guards are not stored", reason=str(error))
             self._guards_problem = f"the guards are not stored: {error}"
@@ -406,7 +414,8 @@ class ClientNode:
             await self._namespace.remove_addresses(str(v4), str(v6) if v6 is not None else None)
         self._inner_addresses -= {v4, v6}
 
-    # -- builds ----------------------------------------------------------------------------------------------------
+    # -- builds
+    # ----------------------------------------------------------------------------------------------------
 
     async def _build(self, circuit_id: int, path: Path, scope: trio.CancelScope) -> None:
         with scope:
@@ -465,7 +474,8 @@ class ClientNode:
             v6 = addresses.ipv6
             wanted = {addresses.ipv4, v6} - {None}
             if wanted & self._inner_addresses:
-                # Not only a mishap: an exit that gives one address twice could see that two circuits are one customer's.
+                # Not only a mishap: an exit that gives one address twice could see that two circuits are
+                # one customer's.
                 sentence = "the exit gave an inner address that another circuit has; the next one will differ"
                 return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
             self._inner_addresses |= wanted
@@ -538,7 +548,8 @@ class ClientNode:
             done.set()
         return link
 
-    # -- programs in the namespace -----------------------------------------------------------------------------------
+    # -- programs in the namespace
+    # -----------------------------------------------------------------------------------
 
     async def keep_default(self) -> None:
         """Give programs of `hopfare exec` the current circuit as their way out, from the first one on."""
@@ -574,7 +585,8 @@ class ClientNode:
                 await trio.sleep(0.02)
         return {"helper_pid": self._namespace.helper_pid, "circuit": self._default is not None}
 
-    # -- time ------------------------------------------------------------------------------------------------------
+    # -- time
+    # ------------------------------------------------------------------------------------------------------
 
     async def keep_pool(self) -> None:
         """The pool's clock, and the circuits' signs of life, until cancelled."""
@@ -629,7 +641,8 @@ class ClientNode:
             index = PathIndex(list_candidates(self.directory, time.time()))
             self.act(self.pool.set_index(index, trio.current_time()))
 
-    # -- status ----------------------------------------------------------------------------------------------------
+    # -- status
+    # ----------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """What `hopfare status` shows."""
@@ -749,8 +762,8 @@ async def run_client(
 ) -> None:
     """Run the customer's node until cancelled. ``started`` is called when the first circuit is ready.
 
-    ``socks_descriptors``: listening sockets to take over, instead of the configured addresses. Raises OverlayError, NamespaceError and
-    ListenError, each one sentence for the user.
+    ``socks_descriptors``: listening sockets to take over, instead of the configured addresses. Raises
+    OverlayError, NamespaceError and ListenError, each one sentence for the user.
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(lock_state(config.state_dir))

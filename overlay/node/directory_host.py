@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def explain_no_extend(directory: Directory, node_id: bytes, address: Address, now_s: float) -> str | None:
     """Why a circuit may not go on to this relay at this address, as the text of a refusal, or None if it may.
 
-    Only relays of the directory, and only where their own descriptors say that they answer: so nobody can have a relay
-    knock at other people's doors.
+    Only relays of the directory, and only where their own descriptors say that they answer: so nobody can
+    have a relay knock at other people's doors.
     """
     entry = directory.get(node_id)
     if entry is None:

@@ -2,7 +2,8 @@
 
     await run_relay(config, as_exit=False)
 
-runs until cancelled. Everything it changed on the machine is undone on the way out, and by the next start after a crash.
+runs until cancelled. Everything it changed on the machine is undone on the way out, and by the next start
+after a crash.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ TICK_S = 1.0
 EXPIRE_S = 10.0
 """How often idle circuits erase keys that are past their time."""
 DIAL_TIMEOUT_S = 3.0
-"""Shorter than a build's own time-out at the relay before, so that it is this relay which names the one it could not reach."""
+"""Shorter than a build's own time-out at the relay before, so that it is this relay which names the one
+it could not reach.
+"""
 MAX_DIALS = 256
 KEY_CHECK_S = 600.0
 BAD_MESSAGES_LIMIT = 16
@@ -104,13 +107,15 @@ class RelayNode:
         assert self.exit_side is not None
         return self.exit_side
 
-    # -- what the engine tells ------------------------------------------------------------------------------------
+    # -- what the engine tells
+    # ------------------------------------------------------------------------------------
 
     def on_link_up(self, link: Link) -> None:
         """A neighbour is there."""
         self._all_links.add(link)
         if link.peer is not None:
-            # Of two links between the same relays the later one is used for new circuits; the other ends with its own.
+            # Of two links between the same relays the later one is used for new circuits; the other ends
+            # with its own.
             self._links[link.peer] = link
         self.switch.on_link_up(link, trio.current_time())
 
@@ -163,7 +168,8 @@ class RelayNode:
         if count >= BAD_MESSAGES_LIMIT:
             link.close(1, "too many messages that cannot be read")
 
-    # -- what the switch asks for ---------------------------------------------------------------------------------
+    # -- what the switch asks for
+    # ---------------------------------------------------------------------------------
 
     def send(self, link: Link, message: Message) -> None:
         """Send a control message; on a link that is going down it is lost, as is all on it."""
@@ -217,7 +223,8 @@ class RelayNode:
         """Give inner addresses back."""
         self._exit().release(addresses, now)
 
-    # -- status ---------------------------------------------------------------------------------------------------
+    # -- status
+    # ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """What `hopfare status` shows: counts and neighbours, never circuits' ends."""
@@ -273,8 +280,8 @@ def _address_text(address: tuple[Any, ...]) -> str:
 async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None] | None = None) -> None:
     """Run a relay (or an exit) until cancelled. ``started`` is called once it answers on its addresses.
 
-    Raises FileError, ConfigError, AlreadyRunningError and the exit's privilege and network errors, each one sentence for the
-    operator; nothing of a peer's making.
+    Raises FileError, ConfigError, AlreadyRunningError and the exit's privilege and network errors, each
+    one sentence for the operator; nothing of a peer's making.
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(lock_state(config.state_dir))
@@ -364,7 +371,9 @@ async def _keep_directory(node: RelayNode, config: Config) -> None:
 
 
 def refresh_onion_keys(node: RelayNode, config: Config) -> None:
-    """Change the onion keys when they are due; a full disk or a damaged file leaves the node with those it has."""
+    """Change the onion keys when they are due; a full disk or a damaged file leaves the node with those
+    it has.
+    """
     try:
         node.build.set_keys(load_onion_keys(config, time.time(), os.urandom))
         node.keys_problem = ""

@@ -1,10 +1,11 @@
 """The switch of a relay: builds that pass through, circuits that stand, and their end.
 
-Pure: takes control messages, dial results, engine notices and the time; acts through a ``SwitchHost``. Owns which circuit
-id on which link belongs to which flow. Keys of builds are circuits.building's, packets are the engine's, dialling is the driver's.
+Pure: takes control messages, dial results, engine notices and the time; acts through a ``SwitchHost``.
+Owns which circuit id on which link belongs to which flow. Keys of builds are circuits.building's, packets
+are the engine's, dialling is the driver's.
 
-Circuit ids are chosen by the side that sends a Build: the dialler of a link sets their top bit to 0, the acceptor to 1,
-so the two never choose the same. Id 0 is the engine's.
+Circuit ids are chosen by the side that sends a Build: the dialler of a link sets their top bit to 0, the
+acceptor to 1, so the two never choose the same. Id 0 is the engine's.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class SwitchHost(Protocol[L]):
         """A link that is up to this relay, or None."""
 
     def dial(self, node_id: bytes, address: Address) -> None:
-        """Start dialling; ``CircuitSwitch.on_dialled`` gets the outcome. Dialling the same relay twice at once is joined."""
+        """Start dialling; ``CircuitSwitch.on_dialled`` gets the outcome.
+
+        Dialling the same relay twice at once is joined.
+        """
 
     def may_extend(self, node_id: bytes, address: Address) -> str | None:
         """Why a circuit may not go on to this relay at this address, or None if it may."""
@@ -161,7 +165,8 @@ class CircuitSwitch(Generic[L]):
         """The flows of all circuits that stand."""
         return list(self._by_flow)
 
-    # -- links ------------------------------------------------------------------------------------------------------
+    # -- links
+    # ------------------------------------------------------------------------------------------------------
 
     def on_link_up(self, link: L, now: float) -> None:
         """A neighbour is there, dialled or not."""
@@ -181,7 +186,8 @@ class CircuitSwitch(Generic[L]):
             else:
                 self._end(entry, DESTROY_FAULT_BASE + FlowFault.LINK_CLOSED, now, but=link)
 
-    # -- builds -----------------------------------------------------------------------------------------------------
+    # -- builds
+    # -----------------------------------------------------------------------------------------------------
 
     def on_build(self, link: L, message: Build, now: float, unix_s: float) -> None:
         """A neighbour wants a circuit through here."""
@@ -190,7 +196,8 @@ class CircuitSwitch(Generic[L]):
             return
         self.counters.builds += 1
         circuit_id = message.circuit_id
-        # The peer chose the id, so its top bit tells who dialled; one in use or of our own half is no honest mistake.
+        # The peer chose the id, so its top bit tells who dialled; one in use or of our own half is no
+        # honest mistake.
         if (
             circuit_id == 0
             or circuit_id in neighbour.circuits
@@ -268,7 +275,8 @@ class CircuitSwitch(Generic[L]):
             self.counters.lost += 1
             self._end(entry, DESTROY_FAULT_BASE + fault, now)
 
-    # -- time -------------------------------------------------------------------------------------------------------
+    # -- time
+    # -------------------------------------------------------------------------------------------------------
 
     def handle_timeout(self, now: float) -> None:
         """Refuse builds that took too long and end circuits that are past their time."""
@@ -287,7 +295,8 @@ class CircuitSwitch(Generic[L]):
         for carried in list(self._by_flow.values()):
             self._end(carried, DESTROY_CLOSING, now)
 
-    # -- inside -----------------------------------------------------------------------------------------------------
+    # -- inside
+    # -----------------------------------------------------------------------------------------------------
 
     def _admit(self, link: L, neighbour: _Neighbour[L], now: float) -> bool:
         neighbour.tokens = min(

@@ -31,13 +31,13 @@ class Clock:
 class FakeLink:
     """One side of a link. What is sent waits in ``outbox`` until the net carries it."""
 
-    owner: "Node"
+    owner: Node
     name: str
     peer: bytes | None = None
     is_dialler: bool = True
     rtt_s: float = 0.02
     room: int = 64
-    other: "FakeLink | None" = None
+    other: FakeLink | None = None
     outbox: deque = field(default_factory=deque)
     streams: itertools.count = field(default_factory=lambda: itertools.count(2, 4))
     backlog: int = 0
@@ -209,7 +209,7 @@ class Net:
 
 
 def udp4(source: bytes, destination: bytes, port: int, payload: bytes) -> bytes:
-    from exit.packets import checksum, transport_checksum
+    from exit.packets import transport_checksum
 
     segment = (
         (40000).to_bytes(2, "big")

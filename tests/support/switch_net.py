@@ -59,7 +59,7 @@ class FakeEnd:
     owner: object
     peer: bytes | None
     is_dialler: bool
-    other: "FakeEnd | None" = None
+    other: FakeEnd | None = None
     rtt_s: float = 0.01
 
     def send_control(self, message: bytes) -> None: ...
@@ -77,7 +77,7 @@ class Customer:
 
 
 class Relay:
-    def __init__(self, net: "SwitchNet", number: int, *, is_exit: bool, price: int = 0) -> None:
+    def __init__(self, net: SwitchNet, number: int, *, is_exit: bool, price: int = 0) -> None:
         self.net = net
         self.node_id = bytes([number]) * 32
         self.address = (f"10.{number}.0.1", 4433)

@@ -23,8 +23,9 @@ MAX_RESTS = 4
 async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None], *, may_rest: bool) -> None:
     """Hand what the TUN gives to ``engine`` and have the links flushed, until cancelled.
 
-    ``may_rest`` (a customer's TUN): while circuits are full the TUN is left alone, up to 20 ms, so that the kernel behind it
-    holds its TCP back instead of losing packets. Not longer: one stalled circuit must not stop the others.
+    ``may_rest`` (a customer's TUN): while circuits are full the TUN is left alone, up to 20 ms, so that
+    the kernel behind it holds its TCP back instead of losing packets. Not longer: one stalled circuit
+    must not stop the others.
 
     A device that disappears (ENODEV, EBADF) ends the loop with OSError: without its TUN a node cannot go on.
     """

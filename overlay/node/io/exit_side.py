@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+
+from circuits.building.messages import ExitAddresses, ExitHere
+from exit.addresses import DNS_V4, DNS_V4_PACKED, DNS_V6, DNS_V6_PACKED, AddressPool, Lease
 from exit.dns.rules import Rules
 from exit.dns.upstream import Upstream
 from exit.errors import EnvError
 from exit.io.dns import DnsServer, open_dns
-
-from circuits.building.messages import ExitAddresses, ExitHere
-from exit.addresses import DNS_V4, DNS_V4_PACKED, DNS_V6, DNS_V6_PACKED, AddressPool, Lease
 from exit.io.network import ExitNetwork, NetworkSettings, open_network
 from exit.policy import parse_policy
 from overlay.engine.gate import ExitGate, GateCounters

@@ -56,11 +56,13 @@ def load_onion_keys(config: Config, unix_s: float, rng: Callable[[int], bytes]) 
 def load_directory(config: Config, unix_s: float) -> tuple[Directory, SeedList]:
     """The directory of the configured seed list.
 
-    Raises ConfigError when none is configured or the list cannot be trusted, FileError when it cannot be read.
+    Raises ConfigError when none is configured or the list cannot be trusted, FileError when it cannot be
+    read.
     """
     if config.seed_list is None or config.network.seed_list_key is None:
         raise ConfigError(
-            "no seed list is configured: set network.seed_list and network.seed_list_key to the file and the key of your network"
+            "no seed list is configured: set network.seed_list and network.seed_list_key to the file and the "
+            "key of your network"
         )
     data = read_bounded(config.seed_list, "the seed list", MAX_SEED_LIST_BYTES)
     try:

@@ -1,9 +1,9 @@
 """Whole paths of Python engines in memory: what goes in at one TUN comes out of the other, and nothing else does."""
 
 import pytest
+from engine_net import CLIENT, DNS, Net, tcp4, udp4
 
 from circuits.params import LINK_FRAME, UNIT
-from engine_net import CLIENT, DNS, Net, tcp4, udp4
 from overlay.engine.interface import FlowFault
 
 SERVER = bytes([203, 0, 113, 7])

@@ -1,13 +1,13 @@
 """Relays' switches: builds that pass, are refused, time out; circuits that end from either side."""
 
 import pytest
+from switch_net import SwitchNet
 
 from circuits.building.client import BuildDone, BuildFailed, FailureKind
 from circuits.building.messages import Refusal
 from overlay.engine.interface import FlowFault
 from overlay.messages import Build, Built, Destroy
 from overlay.node.switch import DESTROY_EXPIRED, DESTROY_FAULT_BASE
-from switch_net import SwitchNet
 
 
 def built(net: SwitchNet, build, index: int = -1):
