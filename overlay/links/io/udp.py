@@ -197,7 +197,7 @@ class UdpSocket:
 
 
 def _end_of_run(sizes: Sequence[int], start: int, limit: int) -> int:
-    """Where a super-datagram from `start` ends: after the first that is shorter, before one that is longer."""
+    """Where a super-datagram from `start` ends: after the first that is shorter, before a longer one."""
     size = sizes[start]
     for at in range(start + 1, limit):
         if sizes[at] != size:

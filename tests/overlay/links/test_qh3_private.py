@@ -115,7 +115,7 @@ def test_the_public_path_gives_the_same():
 
 
 def test_a_dialler_with_a_short_hello_gets_its_answer_too():
-    """qh3 fails on the threefold limit of RFC 9000 section 8.1 in the middle of its answer; the rest comes later."""
+    """qh3 fails in the middle of its answer (RFC 9000 section 8.1, threefold limit); the rest comes later."""
     pair = Pair(("aioquic", "qh3"), start=False)
     pair.sides[0].connection._conn._configuration.quantum_readiness_test = False
     pair.dialler.connect(pair.now)
