@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -41,10 +42,12 @@ ANSWER_TIMEOUT_S = 60.0
 def exec_command(common: Common, program: tuple[str, ...]) -> None:
     """Run PROGRAM with all its traffic, names too, going through the running client's circuits."""
     from overlay.cli.exec import STATUS_FAILED, ExecError, run_exec
-    from overlay.node.io.local import call_local
+    from overlay.node.io.local import call_local, find_server_pid
 
     try:
-        info = call_local(common.load().state_dir, "exec-info", timeout_s=ANSWER_TIMEOUT_S)
+        state_dir = common.load().state_dir
+        info = call_local(state_dir, "exec-info", timeout_s=ANSWER_TIMEOUT_S)
+        info["helper_pid"] = _as_seen_here(int(info["helper_pid"]), find_server_pid(state_dir))
         if not info.get("circuit", True):
             click.echo("hopfare: no circuit yet: until there is one, nothing gets out", err=True)
         names = info.get("dns")
@@ -58,3 +61,16 @@ def exec_command(common: Common, program: tuple[str, ...]) -> None:
         message, _ = explain(error) or (str(error), STATUS_FAILED)
         click.echo(f"hopfare: {message}", err=True)
         sys.exit(STATUS_FAILED)
+
+
+def _as_seen_here(pid: int, server_pid: int) -> int:
+    """The number that this process knows the client's child `pid` by.
+
+    They differ where the client runs in a process namespace of its own: in a container, or in the demo.
+    """
+    for listing in Path(f"/proc/{server_pid}/task").glob("*/children"):
+        for child in listing.read_text().split():
+            for line in Path(f"/proc/{child}/status").read_text().splitlines():
+                if line.startswith("NSpid:") and line.split()[-1] == str(pid):
+                    return int(child)
+    return pid

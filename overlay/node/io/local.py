@@ -178,6 +178,24 @@ def call_local(
     return _decode_reply(line, path)
 
 
+def find_server_pid(state_dir: Path) -> int:
+    """Return the process that serves `state_dir`, by the number that this process knows it by.
+
+    Raises NotRunningError if none does.
+    """
+    try:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            _short(state_dir / SOCKET_NAME) as path,
+        ):
+            connection.connect(path)
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError as error:
+        raise NotRunningError(f"no hopfare is running with the state folder {state_dir}") from error
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
 def _decode_reply(line: bytes, path: Path) -> dict[str, Any]:
     if not line:
         raise LocalControlError(f"hopfare hung up on {path}: it is stopping, or serves another user")
