@@ -1,7 +1,9 @@
 """What eth-brownie 1.22 needs to work with Vyper 0.4, loaded before it (as a pytest plugin, or by `run`).
 
-- Vyper 0.4 returns `sourceMap` as an object where brownie wants text, and needs a search path for the modules.
-- brownie's compiled test modules raise TypeErrors under this Python: the shipped sources are imported instead.
+- Vyper 0.4 returns `sourceMap` as an object where brownie wants text, and needs a search path for the
+  modules.
+- brownie's compiled test modules raise TypeErrors under this Python: the shipped sources are imported
+  instead.
 - vvm would ask a download site for a list of compilers: only the installed one exists here.
 """
 

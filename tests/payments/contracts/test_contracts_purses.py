@@ -99,7 +99,6 @@ def test_the_digest_is_the_one_packed_by_hand(payee, number, base, value, length
     assert purses.book_digest(fields) == book_digest(separator, book)
 
 
-
 def test_a_claim_pays_what_the_ticket_proves_and_once(filled, people):
     payer, payee, other = people
     book, words = make_book(payee.address)

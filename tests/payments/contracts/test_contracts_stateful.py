@@ -1,8 +1,8 @@
 """A stateful machine over every function of both contracts, beside a model that says what must happen.
 
 Payers and payees do as they like, in any order: books of any number, base and value, tickets right and wrong,
-claims by anyone, unlocking, releasing, withdrawing, time. The model is a few lines of arithmetic; the contract
-must agree with it call by call, and money in must equal money out plus balances after every step.
+claims by anyone, unlocking, releasing, withdrawing, time. The model is a few lines of arithmetic; the
+contract must agree with it call by call, and money in must equal money out plus balances after every step.
 
 HOPFARE_CONTRACT_STEPS sets the least number of steps in all (CI: 10,000).
 """
