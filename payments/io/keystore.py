@@ -1,4 +1,4 @@
-"""Key files: Ethereum keystore v3, one key a file, readable by every wallet and by nobody else on the machine.
+"""Key files: Ethereum keystore v3, one key a file, readable by every wallet and by no other user.
 
 Owns the file's form, its permissions and that it is never half written or overwritten. eth-account (which
 takes half a second to import) does the cipher, and is imported on first use.

@@ -36,16 +36,17 @@ Side = Literal["payer", "payee"]
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE purses (
-    side TEXT NOT NULL, chain INTEGER NOT NULL, contract BLOB NOT NULL, payer BLOB NOT NULL, payee BLOB NOT NULL,
-    record BLOB NOT NULL, generation INTEGER NOT NULL, claimed_wei TEXT NOT NULL DEFAULT '0',
+    side TEXT NOT NULL, chain INTEGER NOT NULL, contract BLOB NOT NULL, payer BLOB NOT NULL,
+    payee BLOB NOT NULL, record BLOB NOT NULL, generation INTEGER NOT NULL, claimed_wei TEXT NOT NULL DEFAULT '0',
     PRIMARY KEY (side, chain, contract, payer, payee)) WITHOUT ROWID;
 CREATE TABLE books (
     chain INTEGER NOT NULL, contract BLOB NOT NULL, payer BLOB NOT NULL, payee BLOB NOT NULL,
-    number INTEGER NOT NULL, record BLOB NOT NULL,
+    number BLOB NOT NULL, record BLOB NOT NULL,
     PRIMARY KEY (chain, contract, payer, payee, number)) WITHOUT ROWID;
 CREATE TABLE transactions (
-    chain INTEGER NOT NULL, sender BLOB NOT NULL, nonce INTEGER NOT NULL, kind TEXT NOT NULL, hash BLOB NOT NULL,
-    raw BLOB NOT NULL, state TEXT NOT NULL, block INTEGER, gas_wei TEXT NOT NULL DEFAULT '0', at_s REAL NOT NULL,
+    chain INTEGER NOT NULL, sender BLOB NOT NULL, nonce INTEGER NOT NULL, kind TEXT NOT NULL,
+    hash BLOB NOT NULL, raw BLOB NOT NULL, state TEXT NOT NULL, block INTEGER,
+    gas_wei TEXT NOT NULL DEFAULT '0', at_s REAL NOT NULL,
     PRIMARY KEY (chain, sender, nonce)) WITHOUT ROWID;
 CREATE TABLE earnings (
     day INTEGER NOT NULL, neighbour BLOB NOT NULL, packets INTEGER NOT NULL, tickets INTEGER NOT NULL,
@@ -200,11 +201,11 @@ class Ledger:
             if side == "payee" and state.book is not None:
                 db.execute(
                     "INSERT OR REPLACE INTO books VALUES (?, ?, ?, ?, ?, ?)",
-                    (*_fields(purse), state.number, record),
+                    (*_fields(purse), _sortable(state.number), record),
                 )
                 db.execute(
                     "DELETE FROM books WHERE chain=? AND contract=? AND payer=? AND payee=? AND number<?",
-                    (*_fields(purse), state.number - _KEPT_BOOKS),
+                    (*_fields(purse), _sortable(max(0, state.number - _KEPT_BOOKS))),
                 )
         self._generations[key] = generation + 1
 
@@ -258,10 +259,13 @@ class Ledger:
         """Return our transactions of `sender` (in `state`, if given), by nonce."""
         with self._read() as db:
             rows = db.execute(
-                "SELECT * FROM transactions WHERE chain=? AND sender=? AND (? IS NULL OR state=?) ORDER BY nonce",
+                "SELECT * FROM transactions "
+                "WHERE chain=? AND sender=? AND (? IS NULL OR state=?) ORDER BY nonce",
                 (chain_id, sender, state, state),
             ).fetchall()
-        return [StoredTransaction(*r[:8], int(r[8]), r[9]) for r in rows]
+        return [
+            StoredTransaction(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], int(r[8]), r[9]) for r in rows
+        ]
 
     def add_earnings(self, earnings: DayEarnings) -> None:
         """Add to what a neighbour brought in on a day."""
@@ -331,6 +335,11 @@ class Ledger:
 _KEPT_BOOKS = 8
 """Books kept as evidence beside the newest, which alone is ever claimed."""
 _PURSE = "side=? AND chain=? AND contract=? AND payer=? AND payee=?"
+
+
+def _sortable(number: int) -> bytes:
+    """SQLite's integers end at 2^63 - 1, a peer's book numbers at 2^64 - 1."""
+    return number.to_bytes(8, "big")
 
 
 def _fields(purse: PurseKeyed) -> tuple[int, bytes, bytes, bytes]:

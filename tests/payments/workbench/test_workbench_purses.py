@@ -1,4 +1,4 @@
-"""A purse's whole life on a real node, through eth-brownie: deploy, pay, claim, unlock, withdraw, reorganise."""
+"""A purse's whole life on a real node, by eth-brownie: deploy, pay, claim, unlock, withdraw, reorganise."""
 
 from __future__ import annotations
 
