@@ -30,6 +30,11 @@ def counts_down(lab: SystemLab) -> dict[int, int]:
     return {row["id"]: row["packets_down"] for row in lab.circuits()}
 
 
+def total_down(lab: SystemLab) -> int:
+    """Packets that came down all circuits of now."""
+    return sum(counts_down(lab).values())
+
+
 def circuit_that_carries(lab: SystemLab, action: Callable[[], object], *, least: int) -> dict[str, Any]:
     """Row of the one circuit whose packets grew by `least` or more; only one's must have."""
     before = counts_down(lab)
