@@ -41,7 +41,7 @@ from circuits.pool.types import (
     Waiting,
 )
 from exit.addresses import random_inner
-from exit.io.namespace import Namespace, open_namespace
+from exit.io.namespace import Namespace, NamespaceError, open_namespace
 from overlay.engine.flows import ClientFlow
 from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
 from overlay.engine.io.tun_loop import run_tun
@@ -792,8 +792,14 @@ async def run_client(
         )
 
         async def pump() -> None:
-            await run_tun(node.engine, namespace.tun, node.endpoint.flush, may_rest=True)
+            await run_tun(node.engine, namespace.tun, node.endpoint.run_batch, may_rest=True)
 
+        async def end_with_namespace() -> None:
+            # Without its helper no new connection can be made: better an end with a sentence than a proxy that refuses all.
+            await namespace.closed.wait()
+            raise NamespaceError("the namespace helper ended: start the client again")
+
+        nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
         nursery.start_soon(node.keep_pool)
         nursery.start_soon(node.keep_default)

@@ -305,7 +305,7 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         )
         if as_exit:
             node.exit_side = await stack.enter_async_context(
-                open_exit_side(config, node.engine, directory, node.endpoint.flush)
+                open_exit_side(config, node.engine, directory, node.endpoint.run_batch)
             )
         nursery.start_soon(_keep_time, node)
         nursery.start_soon(_keep_directory, node, config)

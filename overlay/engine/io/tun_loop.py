@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,8 +21,11 @@ REST_S = 0.005
 MAX_RESTS = 4
 
 
-async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None], *, may_rest: bool) -> None:
-    """Hand what the TUN gives to ``engine`` and have the links flushed, until cancelled.
+async def run_tun(
+    engine: PythonEngine, tun: Tun, run_batch: Callable[[Callable[[], None]], None], *, may_rest: bool
+) -> None:
+    """Hand what the TUN gives to ``engine`` and have the links flushed
+    (``run_batch`` of their endpoint), until cancelled.
 
     ``may_rest`` (a customer's TUN): while circuits are full the TUN is left alone, up to 20 ms, so that
     the kernel behind it holds its TCP back instead of losing packets. Not longer: one stalled circuit
@@ -36,8 +40,7 @@ async def run_tun(engine: PythonEngine, tun: Tun, flush: Callable[[], None], *, 
             raws = tun.read_batch(BATCH_PACKETS, BATCH_BYTES)
             if not raws:
                 break
-            engine.on_tun_packets(raws)
-            flush()
+            run_batch(partial(engine.on_tun_packets, raws))
             if may_rest and engine.entry_is_full():
                 for _ in range(MAX_RESTS):
                     await trio.sleep(REST_S)

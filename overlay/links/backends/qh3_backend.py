@@ -48,6 +48,11 @@ from overlay.links.constants import DATAGRAM_PACKET, LINK_FRAME, QUIC_VERSION, S
 _LIBRARY_STREAM_LIMIT: Final = 103
 _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
+ACK_SLACK_S: Final = 0.008
+"""How long the acknowledgement of a lonely packet waits for company; 25 ms are announced to the peer (RFC
+9000, section 18.2).
+"""
+LONELY_PACKETS: Final = 4
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
 _DATAGRAM_PACKET_MIN: Final = LINK_FRAME + 16
@@ -135,6 +140,7 @@ class Qh3Connection:
         "_core_datagrams",
         "_next_key_update",
         "_pending",
+        "_unanswered",
         "_up",
         "cids",
         "packets_sent",
@@ -149,6 +155,8 @@ class Qh3Connection:
         self._core_datagrams = 0
         """Frames inside the core that its pacer holds back, as far as can be told."""
         self._next_key_update = KEY_UPDATE_PACKETS
+        self._unanswered = 0
+        """Packets, roughly, received since the last one was sent."""
         self.cids: list[bytes] = [conn.host_cid]
         self.packets_sent = 0
 
@@ -158,6 +166,7 @@ class Qh3Connection:
 
     def receive(self, buffer: bytes, segment_size: int, address: Address, now: float) -> None:
         """Take received datagrams."""
+        self._unanswered += len(buffer) // segment_size + 1
         try:
             if self._up:
                 self._conn._core.receive_gro_buffer(buffer, segment_size, address, now)
@@ -180,7 +189,12 @@ class Qh3Connection:
         if timer is None:
             return None
         due: float = timer[1]
-        if timer[0] == "pacing":
+        if timer[0] == "ack_application":
+            if self._unanswered <= LONELY_PACKETS:
+                # An answer is likely to follow and to carry the acknowledgement for nothing. Bursts,
+                # which a sender's window waits for, are acknowledged as fast as the core wants (1 ms).
+                due += ACK_SLACK_S
+        elif timer[0] == "pacing":
             # The pacer saves up a burst: a wake-up for each single packet would cost more than the packet.
             due += PACING_SLACK_PACKETS * UDP_PAYLOAD * (core.smoothed_rtt or 0.0) / core.congestion_window
         return due
@@ -278,6 +292,7 @@ class Qh3Connection:
             if self._up or not isinstance(error, RuntimeError):
                 raise QuicFaultError(f"qh3 failed on sending: {type(error).__name__}") from error
         if out:
+            self._unanswered = 0
             self._address = out[-1][1]
             self.packets_sent += len(out)
             if self.packets_sent >= self._next_key_update:

@@ -8,7 +8,7 @@ until the next timer is due or someone outside a batch has something to send. Ev
 import heapq
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import Final, Literal, TypeGuard, cast
@@ -265,10 +265,21 @@ class Endpoint:
             self._busy = True
             try:
                 self._expire(now)
-                self._finish_batch(now)
+                if self._dirty or self._touched or self._ended:
+                    self._finish_batch(now)
             finally:
                 self._busy = False
             self._reschedule()
+
+    def run_batch(self, work: Callable[[], None]) -> None:
+        """Call `work`, which may send on many links, and flush them all once afterwards."""
+        self._busy = True
+        try:
+            work()
+            self._flush(trio.current_time())
+        finally:
+            self._busy = False
+        self._reschedule()
 
     async def _run_writer(self, sock: Socket) -> None:
         while sock.pending:
@@ -514,6 +525,12 @@ class Endpoint:
             if entry is None or entry.scheduled != deadline:
                 continue
             entry.scheduled = inf
+            due = link.next_timeout()
+            if due is not None and due > now:
+                # What this was set for has been done meanwhile: no reason to go through the link.
+                entry.scheduled = due
+                heapq.heappush(timers, (due, next(self._sequence), link))
+                continue
             link.handle_timeout(now)
             self._dirty[link] = None
         if now >= self._next_housekeeping:

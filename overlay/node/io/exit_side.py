@@ -116,7 +116,10 @@ class ExitSide:
 
 @asynccontextmanager
 async def open_exit_side(
-    config: Config, engine: PythonEngine, directory: Directory, flush: Callable[[], None]
+    config: Config,
+    engine: PythonEngine,
+    directory: Directory,
+    run_batch: Callable[[Callable[[], None]], None],
 ) -> AsyncIterator[ExitSide]:
     """Bring the exit's side up and run it until the block is left.
 
@@ -147,7 +150,7 @@ async def open_exit_side(
         engine.attach_tun(network.tun, by_source=False)
 
         async def pump() -> None:
-            await run_tun(engine, network.tun, flush, may_rest=False)
+            await run_tun(engine, network.tun, run_batch, may_rest=False)
 
         nursery.start_soon(pump)
         nursery.start_soon(side.keep_denied)
