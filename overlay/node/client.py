@@ -56,6 +56,7 @@ from overlay.messages import Build, Built, Destroy, decode_control, encode_contr
 from overlay.node.candidates import list_candidates, make_constraints
 from overlay.node.io.files import load_directory
 from overlay.node.io.local import lock_state, serve_local
+from overlay.node.io.process import settle
 from overlay.node.suites import offered_suites
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
 from overlay.socks.io.listeners import open_listeners, systemd_descriptors
@@ -795,7 +796,8 @@ async def run_client(
             await run_tun(node.engine, namespace.tun, node.endpoint.run_batch, may_rest=True)
 
         async def end_with_namespace() -> None:
-            # Without its helper no new connection can be made: better an end with a sentence than a proxy that refuses all.
+            # Without its helper no new connection can be made: better an end with a sentence than a proxy
+            # that refuses all.
             await namespace.closed.wait()
             raise NamespaceError("the namespace helper ended: start the client again")
 
@@ -813,6 +815,7 @@ async def run_client(
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
         try:
             await node.ready.wait()
+            settle()
             if started is not None:
                 started()
             await trio.sleep_forever()
