@@ -22,13 +22,14 @@ class _Entry:
 class BackOff:
     """Relays that failed: each further failure in a row doubles the wait, a success forgets it."""
 
-    __slots__ = ("_entries", "_first_s", "_longest_s")
+    __slots__ = ("_entries", "_first_s", "_longest_s", "_rests")
 
     def __init__(self, first_s: float = FIRST_S, longest_s: float = LONGEST_S) -> None:
         """Wait `first_s` after a first failure, at most `longest_s` after many."""
         self._entries: dict[bytes, _Entry] = {}
         self._first_s = first_s
         self._longest_s = longest_s
+        self._rests: dict[bytes, float] = {}
 
     def note_failure(self, node_id: bytes, now: float) -> None:
         """Count a failure, unless the relay is being waited for already: several circuits die of one
@@ -46,6 +47,16 @@ class BackOff:
     def note_success(self, node_id: bytes) -> None:
         """Forget the relay's failures."""
         self._entries.pop(node_id, None)
+
+    def rest(self, node_id: bytes, until: float) -> None:
+        """Have the relay used only where there is no other until then, whatever succeeds meanwhile."""
+        if len(self._rests) >= MAX_NODES:
+            del self._rests[min(self._rests, key=lambda key: self._rests[key])]
+        self._rests[node_id] = until
+
+    def is_resting(self, node_id: bytes, now: float) -> bool:
+        """Tell whether others come before the relay now."""
+        return self._rests.get(node_id, now) > now
 
     def is_waiting(self, node_id: bytes, now: float) -> bool:
         """Tell whether the relay should not be tried now."""

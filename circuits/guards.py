@@ -103,12 +103,16 @@ class GuardSet:
         self.last_used_s = moment.unix_s
         now = moment.now
         fitting = [entry for entry in _listed(self.guards, selection) if accept(entry)]
-        for place, entry in enumerate(fitting):
+        # One that breaks circuits is used where there is no other; no new one is added because of it.
+        for entry in sorted(fitting, key=lambda e: moment.backoff.is_resting(e.candidate.node_id, now)):
             if not moment.backoff.is_waiting(entry.candidate.node_id, now):
                 if not moment.backoff.failures(entry.candidate.node_id):
                     self._all_waiting_since = None
+                is_first = entry is fitting[0]
                 reason = (
-                    "the first of our guards" if place == 0 else "a guard; those before it are unreachable"
+                    "the first of our guards"
+                    if is_first
+                    else "a guard; those before it are unreachable or break circuits"
                 )
                 return entry, reason
         if fitting:

@@ -7,21 +7,29 @@ to guard.
 
 from __future__ import annotations
 
+from collections import Counter, deque
+
 from circuits.backoff import BackOff
 from circuits.path import Path
 
 GUARD_STRIKES = 4  # failures in a row over one guard that nobody answers for
+GUARD_BROKEN = 6  # circuits over one guard that were built and then broke, ...
+BROKEN_SPAN_S = 120.0  # ... within so long, ...
+BROKEN_SHARE = 0.5  # ... no other relay having been on more than this share of them
+GUARD_REST_S = 900.0
+MAX_GUARDS_WATCHED = 64
 
 
 class Blame:
     """The book of failures."""
 
-    __slots__ = ("_backoff", "_strikes")
+    __slots__ = ("_backoff", "_broken", "_strikes")
 
     def __init__(self, backoff: BackOff) -> None:
         """Report to `backoff`."""
         self._backoff = backoff
         self._strikes: dict[bytes, int] = {}
+        self._broken: dict[bytes, deque[tuple[float, tuple[bytes, ...]]]] = {}
 
     def note_works(self, path: Path) -> None:
         """A build succeeded, or an echo came back: everyone on the path works."""
@@ -44,6 +52,28 @@ class Blame:
         """A circuit went silent and nobody knows at whom: all but the guard are avoided for a moment."""
         for node_id in path.node_ids[1:] or path.node_ids:
             self._backoff.note_failure(node_id, now)
+
+    def note_broken(self, path: Path, now: float) -> bool:
+        """A circuit that stood broke, its guard being reachable. True when it is the guard that is passed over now.
+
+        The guard sees to the building of circuits and to their packets apart: one that garbles packets only would
+        never fail a build.
+        """
+        guard, *others = path.node_ids
+        if not others:
+            return False
+        if len(self._broken) >= MAX_GUARDS_WATCHED:
+            self._broken.clear()
+        broken = self._broken.setdefault(guard, deque(maxlen=GUARD_BROKEN))
+        broken.append((now, tuple(others)))
+        if len(broken) < GUARD_BROKEN or now - broken[0][0] > BROKEN_SPAN_S:
+            return False
+        counts = Counter(node_id for _, relays in broken for node_id in relays)
+        if max(counts.values()) > BROKEN_SHARE * GUARD_BROKEN:
+            return False
+        del self._broken[guard]
+        self._backoff.rest(guard, now + GUARD_REST_S)
+        return True
 
     def note_guard_lost(self, node_id: bytes, now: float) -> None:
         """The link to a guard failed."""

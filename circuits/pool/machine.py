@@ -23,6 +23,7 @@ from circuits.pool.types import (
     CircuitReady,
     CircuitStatus,
     CloseCircuit,
+    GuardPassedOver,
     Leased,
     Need,
     NeedRefused,
@@ -35,6 +36,9 @@ from circuits.pool.types import (
 )
 
 TOKEN_BYTES = 8
+BREAKING_GUARD = (
+    "circuits over this guard keep breaking, whichever relays follow: another guard is used for 15 minutes"
+)
 SLOW_EVERY_S = 60.0  # an unused circuit that became slow is replaced at most this often
 
 
@@ -63,6 +67,7 @@ class Pool:
         self._demands = Demands(self._settings)
         backoff = backoff or BackOff()
         self._blame = Blame(backoff)
+        self._guards_heard: dict[bytes, float] = {}
         self._planner = Planner(
             self._circuits,
             self._demands,
@@ -127,6 +132,12 @@ class Pool:
             if received:
                 circuit.health.note_heard(now)
 
+    def note_guard_heard(self, node_id: bytes, at: float) -> None:
+        """The link to a guard brought something: if its circuits are silent, it is not for want of an uplink."""
+        if len(self._guards_heard) >= 64:
+            self._guards_heard.clear()
+        self._guards_heard[node_id] = at
+
     # --- circuits ----------------------------------------------------------------------------------------
 
     def handle_built(self, circuit_id: int, has_ipv6: bool, now: float) -> list[Action]:
@@ -163,6 +174,28 @@ class Pool:
         self._planner.last_failure = sentence
         return [*actions, *self._planner.plan(now)]
 
+    def handle_guard_silent(self, node_id: bytes, sentence: str, now: float) -> list[Action]:
+        """The link to a guard is up and does not answer: nobody further on can be the cause.
+
+        Its circuits take no new flows until `handle_guard_heard`, and its builds are given up: others go over
+        another guard. To be repeated as long as it lasts.
+        """
+        actions: list[Action] = []
+        self._blame.note_guard_lost(node_id, now)
+        for circuit_id, circuit in list(self._circuits.items()):
+            if circuit.path.node_ids[0] == node_id:
+                circuit.guard_is_silent = True
+                if circuit.state is State.BUILDING:
+                    actions += self._drop(circuit_id, circuit, sentence)
+        self._planner.last_failure = sentence
+        return [*actions, *self._planner.plan(now)]
+
+    def handle_guard_heard(self, node_id: bytes) -> None:
+        """A guard that was silent answers again: its circuits are as good as they were."""
+        for circuit in self._circuits.values():
+            if circuit.path.node_ids[0] == node_id:
+                circuit.guard_is_silent = False
+
     def handle_closed(self, circuit_id: int, sentence: str, now: float) -> list[Action]:
         """The network closed a circuit that was built."""
         circuit = self._circuits.get(circuit_id)
@@ -171,7 +204,8 @@ class Pool:
         if circuit.state is State.BUILDING:
             return self.handle_build_failed(circuit_id, (0,), sentence, now)
         self._note_silent(circuit, now)
-        return [*self._drop(circuit_id, circuit, sentence), *self._planner.plan(now)]
+        actions = [*self._drop(circuit_id, circuit, sentence), *self._note_broken(circuit, now)]
+        return [*actions, *self._planner.plan(now)]
 
     def handle_echo(self, circuit_id: int, token: bytes, now: float) -> list[Action]:
         """An echo came back."""
@@ -222,6 +256,8 @@ class Pool:
             return []
         actions: list[Action] = []
         for circuit_id, circuit in list(self._circuits.items()):
+            if circuit_id not in self._circuits:  # dropped with its guard a moment ago
+                continue
             if circuit.state is State.BUILDING:
                 if now >= circuit.retire_at:
                     everyone = tuple(range(len(circuit.path.hops)))
@@ -236,6 +272,9 @@ class Pool:
                 sentence = f"the circuit has been silent for {now - circuit.health.last_heard:.0f} s"
                 self._planner.last_failure = sentence
                 actions += self._drop(circuit_id, circuit, sentence)
+                heard = self._guards_heard.get(circuit.path.node_ids[0])
+                if heard is not None and heard > circuit.health.last_heard + 1.0:
+                    actions += self._note_broken(circuit, now)
             else:
                 actions += self._probe(circuit_id, now)
         actions += self._replace_slow(now)
@@ -296,6 +335,23 @@ class Pool:
         if not circuit.is_blamed:
             circuit.is_blamed = True
             self._blame.note_died(circuit.path, now)
+
+    def _note_broken(self, circuit: Circuit, now: float) -> list[Action]:
+        """Have another guard used if it is this circuit's that breaks circuits; flows that go on may."""
+        if not self._blame.note_broken(circuit.path, now):
+            return []
+        guard = circuit.path.node_ids[0]
+        self._planner.last_failure = BREAKING_GUARD
+        actions: list[Action] = [GuardPassedOver(guard, BREAKING_GUARD)]
+        for circuit_id, other in list(self._circuits.items()):
+            if other.path.node_ids[0] != guard:
+                continue
+            if not other.leases:
+                actions += self._drop(circuit_id, other, BREAKING_GUARD)
+            elif other.state is State.READY:
+                other.state = State.DRAINING
+                other.retire_at = now + self._settings.drain_s
+        return actions
 
     def _drop(self, circuit_id: int, circuit: Circuit, sentence: str) -> list[Action]:
         del self._circuits[circuit_id]

@@ -163,7 +163,24 @@ class GuardsChanged:
     """Write the guards to disk."""
 
 
-Action = StartBuild | SendEcho | CloseCircuit | CircuitReady | CircuitDead | NeedRefused | GuardsChanged
+@dataclass(frozen=True, slots=True)
+class GuardPassedOver:
+    """Circuits over this guard keep breaking: another is used for a while. For the user to know."""
+
+    node_id: bytes
+    sentence: str
+
+
+Action = (
+    StartBuild
+    | SendEcho
+    | CloseCircuit
+    | CircuitReady
+    | CircuitDead
+    | NeedRefused
+    | GuardsChanged
+    | GuardPassedOver
+)
 
 
 class State(Enum):

@@ -29,6 +29,7 @@ from circuits.pool.types import (
     CircuitDead,
     CircuitReady,
     CloseCircuit,
+    GuardPassedOver,
     GuardsChanged,
     Leased,
     Need,
@@ -58,6 +59,7 @@ from overlay.node.io.files import load_directory
 from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.process import settle
 from overlay.node.suites import offered_suites
+from overlay.node.switch import DESTROY_CLOSING, DESTROY_EXPIRED, DESTROY_FAULT_BASE
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
 from overlay.socks.io.listeners import open_listeners, systemd_descriptors
 from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
@@ -80,6 +82,8 @@ DEFAULT_IDLE_S = 120.0
 """A circuit that programs in the namespace have left, and that nothing has used for so long, is given
 back.
 """
+GUARD_SILENT_S = 2.0
+"""Data under way to a guard without an answer for so long: new circuits go over another. The link has longer."""
 MAX_LINKS = 16
 
 _KIND: dict[Trouble, NoCircuitKind] = {
@@ -100,6 +104,16 @@ _FAULT: dict[FlowFault, str] = {
     FlowFault.FLOW_CONTROL: "its guard does not keep to the rules of flow control",
     FlowFault.STREAM_RESET: "its guard gave it up",
     FlowFault.MEMORY: "it held the most when the memory limit (node.memory_limit) was reached",
+    FlowFault.EXHAUSTED: "it has carried all that one circuit can",
+}
+
+_RELAY_FAULT: dict[FlowFault, str] = {
+    FlowFault.LINK_CLOSED: "it lost the link to its neighbour",
+    FlowFault.BAD_PACKETS: "packets came that a neighbour changed",
+    FlowFault.BAD_FRAMING: "a neighbour sent what cannot be read",
+    FlowFault.FLOW_CONTROL: "a neighbour does not keep to the rules of flow control",
+    FlowFault.STREAM_RESET: "a neighbour gave up its stream",
+    FlowFault.MEMORY: "it has no memory left",
     FlowFault.EXHAUSTED: "it has carried all that one circuit can",
 }
 
@@ -205,6 +219,7 @@ class ClientNode:
         self._default_wanted = trio.Event()
         self._leaving: list[Lease] = []
         self._meters: dict[bytes, Meter] = {}
+        self._silent: dict[bytes, bool] = {}
         self._build_times_s: list[float] = []
         self._guards_problem = ""
         self.last_failure = ""
@@ -241,6 +256,7 @@ class ClientNode:
         sentence = f"the link to the guard was lost ({reason})"
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
+            self._silent.pop(link.peer, None)
             self.act(self.pool.handle_guard_lost(link.peer, sentence, trio.current_time()))
         for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
             self._lost(circuit, sentence)
@@ -265,7 +281,7 @@ class ClientNode:
                 self._finish(attempt, attempt.build.handle_closed(decoded.code))
             circuit = self._by_wire.get((link, decoded.circuit_id))
             if circuit is not None:
-                self._lost(circuit, f"its relays closed it (code {decoded.code})")
+                self._lost(circuit, explain_destroy(decoded.code))
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
         """The engine dropped a circuit's flow."""
@@ -356,6 +372,8 @@ class ClientNode:
                 self._announce()
             elif isinstance(action, CircuitDead):
                 log.info("circuit died", reason=action.sentence, connections=action.leases)
+            elif isinstance(action, GuardPassedOver):
+                log.warning("guard passed over", peer=format_node_id(action.node_id), reason=action.sentence)
             elif isinstance(action, NeedRefused):
                 if len(self._refused) < 1024:
                     self._refused[action.need] = (action.trouble, action.sentence)
@@ -597,18 +615,26 @@ class ClientNode:
             now = trio.current_time()
             due = self.pool.next_timeout(now)
             wait_s = max(0.0, due - now) if due is not None else 3600.0
-            if any(circuit.watchers for circuit in self._circuits.values()) or self._default is not None:
+            if (
+                self._default is not None
+                or self._attempts
+                or self._silent
+                or any(circuit.watchers for circuit in self._circuits.values())
+            ):
                 wait_s = min(wait_s, SAMPLE_S)
             with trio.move_on_after(wait_s):
                 await self._wake.wait()
             now = trio.current_time()
             self._sample(now)
+            self._watch_guards(now)
             self.act(self.pool.handle_timeout(now))
             if self._wake.is_set():
                 # What acts may set it off again at once; a turn for the others in between.
                 await trio.lowlevel.checkpoint()
 
     def _sample(self, now: float) -> None:
+        for node_id, link in self._links.items():
+            self.pool.note_guard_heard(node_id, link.last_receive_s)
         for circuit in self._circuits.values():
             heard = circuit.flow.counters.backward.packets
             sent = circuit.flow.counters.forward.packets
@@ -620,6 +646,18 @@ class ClientNode:
                 circuit.sent_packets = sent
                 circuit.moved_s = now
                 self.pool.note_traffic(circuit.circuit_id, now, received=False)
+
+    def _watch_guards(self, now: float) -> None:
+        for node_id, link in list(self._links.items()):
+            if link.unanswered_s(now) < GUARD_SILENT_S:
+                if self._silent.pop(node_id, False):
+                    self.pool.handle_guard_heard(node_id)
+            elif node_id in self._silent:
+                self._silent[node_id] = True
+                self.act(self.pool.handle_guard_silent(node_id, "the guard does not answer", now))
+            else:
+                # Not at the first look: after a stall of this very process the answer may lie unread.
+                self._silent[node_id] = False
 
     async def keep_directory(self) -> None:
         """The seed list when its file changes, the time of day, and old keys."""
@@ -739,6 +777,17 @@ class _Local:
             self._scope.cancel()
             return {}
         raise LookupError(f"a client has no {method}")
+
+
+def explain_destroy(code: int) -> str:
+    """What the code of a Destroy for a circuit that stood says, for the user (docs/protocol/build.md)."""
+    if code == DESTROY_EXPIRED:
+        return "its time was over"
+    if code == DESTROY_CLOSING:
+        return "one of its relays is stopping"
+    with suppress(ValueError):
+        return f"one of its relays gave it up: {_RELAY_FAULT[FlowFault(code - DESTROY_FAULT_BASE)]}"
+    return f"one of its relays closed it (code {code})"
 
 
 def load_guards(path: FilePath) -> GuardStore:

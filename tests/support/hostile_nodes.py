@@ -35,6 +35,7 @@ class StubLink:
     is_dialler: bool = False
     peer_address: tuple[str, int] = ("10.9.0.1", 4433)
     rtt_s: float = 0.01
+    last_receive_s: float = 0.0
     is_up: bool = True
     end: object = None
     sent: list[Message] = field(default_factory=list)
