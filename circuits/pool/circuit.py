@@ -12,6 +12,7 @@ class Circuit:
 
     __slots__ = (
         "_settings",
+        "guard_is_silent",
         "has_ipv6",
         "health",
         "is_blamed",
@@ -34,6 +35,7 @@ class Circuit:
         self.health = Health(settings, now)
         self.isolation: bytes | None = None
         self.is_blamed = False
+        self.guard_is_silent = False
         self.leases = 0
         self.used_since: float | None = None
         self.retire_at = now + settings.build_timeout_s
@@ -71,7 +73,12 @@ class Circuit:
 
     def is_usable(self, now: float) -> bool:
         """Tell whether new flows may start on it."""
-        return self.state is State.READY and now < self.retire_at and not self.health.is_suspect(now)
+        return (
+            self.state is State.READY
+            and now < self.retire_at
+            and not self.guard_is_silent
+            and not self.health.is_suspect(now)
+        )
 
     def rank(self) -> tuple[bool, bool, float]:
         """Return the order in which new flows take circuits: fast ones, those in use already, low round
@@ -91,7 +98,7 @@ class Circuit:
             None if self.used_since is None else now - self.used_since,
             self.leases,
             bool(self.isolation),
-            self.state is not State.BUILDING and self.health.is_suspect(now),
+            self.state is not State.BUILDING and (self.guard_is_silent or self.health.is_suspect(now)),
             self.health.rtt_s,
             self.health.loss,
             self.path.price_wei_per_packet,

@@ -157,6 +157,13 @@ class Link:
         """Smoothed round trip in seconds; 0.0 before the first measurement and after the end."""
         return self._connection.rtt_s() if self.end is None else 0.0
 
+    def unanswered_s(self, now: float) -> float:
+        """Return for how long data has been under way without any packet in answer, to the second; 0.0 if
+        none is.
+        """
+        since = self._waiting_since
+        return 0.0 if since is None or self.last_receive_s > since else now - since
+
     def send_control(self, message: bytes) -> None:
         """Queue one encoded control message, 1 to MAX_MESSAGE_BYTES long. Ignored on a link that is not up.
 
