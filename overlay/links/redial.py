@@ -19,16 +19,17 @@ class Redialer:
     """One neighbour that this node wants a link to.
 
     WAITING until `next_dial`; then the owner calls `handle_dialling`, dials, and reports `handle_up` or
-    `handle_failed`, and later `handle_closed`. The delay doubles from FIRST_DELAY_S to LONGEST_DELAY_S with
+    `handle_failed`, and later `handle_closed`. The delay doubles from FIRST_DELAY_S to `longest_delay_s` with
     every failure; each is drawn from its upper half, so that neighbours of a node that came back do not dial
     it in step.
     """
 
-    __slots__ = ("_failures", "_next_dial", "_rng", "_up_since")
+    __slots__ = ("_failures", "_longest_delay_s", "_next_dial", "_rng", "_up_since")
 
-    def __init__(self, rng: Random, now: float) -> None:
+    def __init__(self, rng: Random, now: float, *, longest_delay_s: float = LONGEST_DELAY_S) -> None:
         """Wait for nothing at first: the first dial is due now."""
         self._rng = rng
+        self._longest_delay_s = longest_delay_s
         self._failures = 0
         self._next_dial: float | None = now
         self._up_since: float | None = None
@@ -63,6 +64,6 @@ class Redialer:
         self._wait(now)
 
     def _wait(self, now: float) -> None:
-        delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures, 32))
+        delay_s = min(self._longest_delay_s, FIRST_DELAY_S * 2.0 ** min(self._failures, 32))
         self._failures += 1
         self._next_dial = now + self._rng.uniform(delay_s / 2, delay_s)

@@ -43,6 +43,7 @@ from circuits.pool.types import (
 )
 from exit.addresses import random_inner
 from exit.io.namespace import Namespace, NamespaceError, open_namespace
+from exit.io.privileges import drop_capabilities
 from overlay.engine.flows import ClientFlow
 from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
 from overlay.engine.io.tun_loop import run_tun
@@ -850,6 +851,8 @@ async def run_client(
             await namespace.closed.wait()
             raise NamespaceError("the namespace helper ended: start the client again")
 
+        # The namespace's helper has what it needs; this process needs no privilege from here on.
+        drop_capabilities(())
         nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
         nursery.start_soon(node.keep_pool)

@@ -9,6 +9,7 @@ after a crash.
 from __future__ import annotations
 
 import os
+import random
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import trio
 
 from circuits.building.messages import Address, ExitAddresses, ExitHere
 from circuits.building.relay import RelayBuild
+from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
 from overlay.engine.interface import FlowFault, FlowHandle, Price
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
@@ -24,6 +26,7 @@ from overlay.errors import DecodeError, FileError
 from overlay.identity import format_node_id
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
+from overlay.links.redial import Redialer
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Build, Built, Destroy, Goodbye, decode_control, encode_control
 from overlay.node.directory_host import explain_no_extend
@@ -51,6 +54,8 @@ DIAL_TIMEOUT_S = 3.0
 it could not reach.
 """
 MAX_DIALS = 256
+LONGEST_REDIAL_S = 30.0
+"""A relay that came back must not wait long for its neighbours to believe it."""
 KEY_CHECK_S = 600.0
 BAD_MESSAGES_LIMIT = 16
 
@@ -81,6 +86,8 @@ class RelayNode:
         self.started_s = trio.current_time()
         self._nursery = nursery
         self._dials: set[bytes] = set()
+        self._redialers: dict[bytes, Redialer] = {}
+        self._random = random.SystemRandom()
         self._links: dict[bytes, Link] = {}
         self._all_links: set[Link] = set()
         self._meters: dict[Link, tuple[Meter, Meter]] = {}
@@ -102,6 +109,7 @@ class RelayNode:
             is_exit=as_exit,
             random_id=lambda: int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF,
             max_circuits=config.relay.max_circuits,
+            max_circuits_per_link=config.relay.max_circuits_per_link,
         )
 
     def _exit(self) -> ExitSide:
@@ -115,6 +123,7 @@ class RelayNode:
         """A neighbour is there."""
         self._all_links.add(link)
         if link.peer is not None:
+            self._redialers.pop(link.peer, None)
             # Of two links between the same relays the later one is used for new circuits; the other ends
             # with its own.
             self._links[link.peer] = link
@@ -182,9 +191,20 @@ class RelayNode:
 
     def dial(self, node_id: bytes, address: Address) -> None:
         """Dial in the background."""
+        now = trio.current_time()
         if len(self._dials) >= MAX_DIALS:
-            self.switch.on_dialled(node_id, None, "too many dials at once", trio.current_time())
+            self.switch.on_dialled(node_id, None, "too many dials at once", now)
             return
+        # Only relays of the directory are dialled, so these are bounded by it.
+        redialer = self._redialers.get(node_id)
+        if redialer is None:
+            redialer = Redialer(self._random, now, longest_delay_s=LONGEST_REDIAL_S)
+            self._redialers[node_id] = redialer
+        due = redialer.next_dial()
+        if due is not None and due > now:
+            self.switch.on_dialled(node_id, None, "it could not be reached a moment ago", now)
+            return
+        redialer.handle_dialling()
         self._dials.add(node_id)
         self._nursery.start_soon(self._dial, node_id, address)
 
@@ -198,6 +218,8 @@ class RelayNode:
             reason = str(error)
         finally:
             self._dials.discard(node_id)
+        if link is None:
+            self._redialers[node_id].handle_failed(trio.current_time())
         self.switch.on_dialled(node_id, link, reason, trio.current_time())
         self.endpoint.flush()
 
@@ -308,6 +330,8 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             node.exit_side = await stack.enter_async_context(
                 open_exit_side(config, node.engine, directory, node.endpoint.run_batch)
             )
+        # Everything that needs privileges is done; what undoes the exit's network needs this one.
+        drop_capabilities((CAP_NET_ADMIN,) if as_exit else ())
         nursery.start_soon(_keep_time, node)
         nursery.start_soon(_keep_directory, node, config)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)

@@ -132,6 +132,7 @@ class CircuitSwitch(Generic[L]):
         is_exit: bool,
         random_id: Callable[[], int],
         max_circuits: int = MAX_CIRCUITS,
+        max_circuits_per_link: int = MAX_CIRCUITS,
         max_circuits_per_customer: int = MAX_CIRCUITS_PER_CUSTOMER,
     ) -> None:
         """``random_id`` gives 31 random bits."""
@@ -143,7 +144,8 @@ class CircuitSwitch(Generic[L]):
         self._is_exit = is_exit
         self._random_id = random_id
         self._max_circuits = max_circuits
-        self._max_per_customer = max_circuits_per_customer
+        self._max_per_link = max_circuits_per_link
+        self._max_per_customer = min(max_circuits_per_customer, max_circuits_per_link)
         self._links: dict[L, _Neighbour[L]] = {}
         self._by_pending: dict[PendingBuild, _Building[L]] = {}
         self._by_flow: dict[FlowHandle, _Carried[L]] = {}
@@ -305,7 +307,8 @@ class CircuitSwitch(Generic[L]):
         neighbour.refilled_s = now
         if self.closing or neighbour.tokens < 1 or len(self._by_flow) >= self._max_circuits:
             return False
-        if link.peer is None and len(neighbour.circuits) >= self._max_per_customer:
+        limit = self._max_per_customer if link.peer is None else self._max_per_link
+        if len(neighbour.circuits) >= limit:
             return False
         neighbour.tokens -= 1
         return True

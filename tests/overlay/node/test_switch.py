@@ -197,6 +197,16 @@ def test_one_customer_cannot_take_all_circuits() -> None:
     assert net.path[0].switch.circuit_count == 256
 
 
+def test_no_link_takes_more_circuits_than_the_operator_allows() -> None:
+    net = SwitchNet(relays=1)
+    net.path[0].switch._max_per_customer = net.path[0].switch._max_per_link = 3
+    for i in range(5):
+        net.start(circuit_id=i + 1)
+        net.run()
+    assert net.path[0].switch.circuit_count == 3
+    assert net.customer.got[-1] == Destroy(5, 2)
+
+
 def test_a_circuit_ends_with_its_lifetime() -> None:
     net = SwitchNet()
     net.start(lifetime_s=60)
