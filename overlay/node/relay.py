@@ -218,8 +218,9 @@ class RelayNode:
             reason = str(error)
         finally:
             self._dials.discard(node_id)
-        if link is None:
-            self._redialers[node_id].handle_failed(trio.current_time())
+        redialer = self._redialers.get(node_id)  # gone if the relay has dialled us meanwhile
+        if link is None and redialer is not None:
+            redialer.handle_failed(trio.current_time())
         self.switch.on_dialled(node_id, link, reason, trio.current_time())
         self.endpoint.flush()
 
