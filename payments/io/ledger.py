@@ -37,7 +37,8 @@ _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE purses (
     side TEXT NOT NULL, chain INTEGER NOT NULL, contract BLOB NOT NULL, payer BLOB NOT NULL,
-    payee BLOB NOT NULL, record BLOB NOT NULL, generation INTEGER NOT NULL, claimed_wei TEXT NOT NULL DEFAULT '0',
+    payee BLOB NOT NULL, record BLOB NOT NULL, generation INTEGER NOT NULL,
+    claimed_wei TEXT NOT NULL DEFAULT '0',
     PRIMARY KEY (side, chain, contract, payer, payee)) WITHOUT ROWID;
 CREATE TABLE books (
     chain INTEGER NOT NULL, contract BLOB NOT NULL, payer BLOB NOT NULL, payee BLOB NOT NULL,

@@ -1,0 +1,1 @@
+"""The chain under trio: endpoints, reading contracts, sending transactions, deployment, development chain."""
