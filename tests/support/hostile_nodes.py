@@ -49,6 +49,9 @@ class StubLink:
         self.closed = self.closed or (code, reason)
         self.end = self.end or (code, reason)
 
+    def unanswered_s(self, now: float) -> float:
+        return 0.0
+
     def send_datagrams(self, frames: list[bytes]) -> int:
         return len(frames)
 
