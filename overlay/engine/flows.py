@@ -96,7 +96,7 @@ class Flow:
         """Bytes that wait in this flow."""
         return 0
 
-    def wake(self) -> None:
+    def wake(self, now: float) -> None:
         """Try again after a meter was given credit."""
 
     def expire(self, now: float) -> None:
@@ -188,13 +188,13 @@ class RelayFlow(Flow):
             self._held.clear()
         super().close()
 
-    def wake(self) -> None:
+    def wake(self, now: float) -> None:
         """Carry trains on that waited for a neighbour's payment."""
         held, self._held = self._held, deque()
         for end, packet in held:
             self._budget.used_bytes -= len(packet)
             if not self.closed:
-                self.on_trains(end, [packet], end.last_grant_s)
+                self.on_trains(end, [packet], now)
 
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Peel or wrap trains and queue them for the other end; unpaid ones are held, which stops their
@@ -350,7 +350,7 @@ class EndpointFlow(Flow, ABC):
         self._entry_singles.clear()
         super().close()
 
-    def wake(self) -> None:
+    def wake(self, now: float) -> None:
         """Send on what waited for credit."""
         if self._entry_trains:
             self.end.want_trains()

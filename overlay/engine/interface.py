@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,3 +179,12 @@ class Engine(Protocol[LinkT_contra]):
 
     def drop(self, flow: FlowHandle) -> None:
         """Forget a flow: its keys, queues and streams. No event follows. Dropping twice is allowed."""
+
+    def add_credit(self, meter: Meter, flows: Sequence[Any], wei: int) -> None:
+        """Credit a meter, and carry on what waited in ``flows`` for it."""
+
+    def watch_meter(self, meter: Meter) -> None:
+        """Have ``on_meter_low`` called, once each time this meter falls under its mark."""
+
+    def unwatch_meter(self, meter: Meter) -> None:
+        """Stop watching a meter."""

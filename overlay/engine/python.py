@@ -19,6 +19,7 @@ from overlay.engine.tunside import RawTun, TunSide
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from overlay.engine.meters import Meter
     from overlay.links.link import Link
 
 DEFAULT_MEMORY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -53,6 +54,8 @@ class PythonEngine:
         self._touched: list[LinkLanes] = []
         self._blocked: set[LinkLanes] = set()
         self._by_address: dict[bytes, EndpointFlow] = {}
+        self._watched: dict[int, Meter] = {}
+        self._low: list[Meter] = []
         self._tun: TunSide | None = None
         self._address_at: tuple[int, int] = (0, 0)
         self.unknown_packets = 0
@@ -163,12 +166,21 @@ class PythonEngine:
             for end in lanes.ends.values():
                 end.flow.expire(now)
 
-    def add_credit(self, price: Price, flows: Sequence[Flow], wei: int) -> None:
+    def add_credit(self, meter: Meter, flows: Sequence[Flow], wei: int) -> None:
         """Credit a meter and wake the flows that may have waited for it."""
-        price.meter.add_credit(wei)
+        meter.add_credit(wei)
+        now = self._clock()
         for flow in flows:
-            flow.wake()
+            flow.wake(now)
         self.pump()
+
+    def watch_meter(self, meter: Meter) -> None:
+        """Tell the node (``on_meter_low``) when this meter falls under its mark, until ``unwatch_meter``."""
+        self._watched[id(meter)] = meter
+
+    def unwatch_meter(self, meter: Meter) -> None:
+        """Stop watching; a meter that is not watched is no mistake."""
+        self._watched.pop(id(meter), None)
 
     def circuit_id_in_use(self, link: Link, circuit_id: int) -> bool:
         """Whether a circuit id is taken on a link (or the link is down)."""
@@ -233,6 +245,11 @@ class PythonEngine:
     def on_batch_end(self) -> None:
         """All that one wake-up brought was handed in: send what it set off."""
         self.pump()
+        for meter in self._watched.values():
+            if meter.take_notice():
+                self._low.append(meter)
+        while self._low:
+            self._events.on_meter_low(self._low.pop())
         if self.budget.over:
             self._free_memory()
 

@@ -104,6 +104,7 @@ class Node:
         self.lost: list[FlowFault] = []
         self.echoes: list[bytes] = []
         self.controls: list[bytes] = []
+        self.low: list = []
         self.gate_counters = GateCounters()
         self.engine = PythonEngine(
             self,
@@ -125,7 +126,8 @@ class Node:
     def on_echo_reply(self, flow, token) -> None:
         self.echoes.append(token)
 
-    def on_meter_low(self, meter) -> None: ...
+    def on_meter_low(self, meter) -> None:
+        self.low.append(meter)
 
 
 class Net:

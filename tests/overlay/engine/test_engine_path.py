@@ -1,4 +1,4 @@
-"""Whole paths of Python engines in memory: what goes in at one TUN comes out of the other, and nothing else does."""
+"""Whole paths of Python engines in memory: what goes in at one TUN comes out of the other, nothing else."""
 
 import pytest
 from engine_net import CLIENT, DNS, Net, tcp4, udp4
@@ -203,9 +203,25 @@ def test_an_empty_meter_forwards_nothing_and_goes_on_when_paid() -> None:
     net.nodes[-1].engine.on_tun_packets([udp4(SERVER, CLIENT.v4, 40000, b"junk" * 300)])
     net.run()
     assert net.nodes[0].tun.written == []  # a bad exit cannot run up a bill
-    net.nodes[1].engine.add_credit(net.relays[0].price_in, net.relays[:1], 100)
+    net.nodes[1].engine.add_credit(net.meters[1], net.relays[:1], 100)
     net.run()
     assert len(net.nodes[-1].tun.written) == 4
+
+
+def test_the_node_is_told_once_when_a_meter_runs_low() -> None:
+    net = Net(3)
+    engine, meter = net.nodes[1].engine, net.meters[1]
+    meter.credit_wei, meter.low_wei = 5, 3
+    engine.watch_meter(meter)
+    for _ in range(4):
+        net.nodes[0].engine.on_tun_packets([udp4(CLIENT.v4, SERVER, 53, b"x" * 1200)])
+        net.run()
+    assert net.nodes[1].low == [meter]
+    engine.add_credit(meter, [], 10)
+    engine.unwatch_meter(meter)
+    net.nodes[0].engine.on_tun_packets([udp4(CLIENT.v4, SERVER, 53, b"x" * 1200)] * 9)
+    net.run()
+    assert net.nodes[1].low == [meter]
 
 
 def test_dropping_a_flow_leaves_nothing_behind() -> None:
