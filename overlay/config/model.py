@@ -72,7 +72,7 @@ class NodeConfig:
     memory_limit_bytes: int = _setting(
         '"128 MiB"',
         values.size_bytes("16 MiB", "1 TiB"),
-        "Most that packets waiting in this process may take. Above it the oldest are dropped.",
+        "Most that packets waiting in this process may take. Above it the circuits that hold the most are ended.",
         key="memory_limit",
     )
 
