@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from payments.errors import KeyFileError
+from payments.io.ethereum import eth_account
 from payments.keys import PurseKey
 
 SCRYPT_N = 2**17
@@ -26,11 +27,9 @@ def write_key_file(path: Path, key: PurseKey, passphrase: str, scrypt_n: int = S
     Raises KeyFileError if the file is already there (a key is never overwritten) or cannot be written, or if
     the passphrase is empty.
     """
-    from eth_account import Account
-
     if not passphrase:
         raise KeyFileError("An empty passphrase protects nothing: choose one.")
-    content = Account.encrypt(key.secret, passphrase, kdf="scrypt", iterations=scrypt_n)
+    content = eth_account().Account.encrypt(key.secret, passphrase, kdf="scrypt", iterations=scrypt_n)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,11 +58,9 @@ def read_key_file(path: Path, passphrase: str) -> PurseKey:
 
     Raises KeyFileError if the file is missing, can be read by others, is damaged, or the passphrase is wrong.
     """
-    from eth_account import Account
-
     content = _read(path)
     try:
-        secret = bytes(Account.decrypt(content, passphrase))
+        secret = bytes(eth_account().Account.decrypt(content, passphrase))
     except ValueError as error:
         reason = "the passphrase is wrong" if "MAC" in str(error) else "it is damaged"
         raise KeyFileError(f"The key file {path} cannot be opened: {reason}.") from None

@@ -19,12 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pyrevm
-from eth_account import Account
-from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from hexbytes import HexBytes
 
 from payments.hashing import keccak256
 from payments.io.chain.devchain import BANK_SECRET
+from payments.io.ethereum import eth_account, transaction_fields
 from payments.keys import PurseKey, checksum_address
 
 BASE_FEE_WEI = 10**9
@@ -183,8 +182,8 @@ class DevNode:
         found = "0x" + keccak256(data).hex()
         if found in self._receipts:
             raise RpcError(-32000, "already known")
-        fields = TypedTransaction.from_bytes(HexBytes(data)).as_dict()
-        sender = Account.recover_transaction(HexBytes(data))
+        fields: dict[str, Any] = transaction_fields(data)
+        sender = eth_account().Account.recover_transaction(HexBytes(data))
         self._check(fields, sender)
         gas, value = int(fields["gas"]), int(fields["value"])
         price = min(int(fields["maxFeePerGas"]), BASE_FEE_WEI + int(fields["maxPriorityFeePerGas"]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,6 +29,8 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _REST_S = 5.0
 _MAX_REST_S = 300.0
 _WRONG_CHAIN_REST_S = 600.0
+_MAX_DEPTH = 64
+_BRACKETS = re.compile(rb"[\[\]{}]")
 _BUSY_CODES = (-32005, -32029, 429)
 """Error codes by which providers say "too many requests": another endpoint, or later."""
 
@@ -199,6 +202,8 @@ def decode_answer(data: bytes, status: int, request_id: int, decode: Callable[[o
     Raises RpcRefusedError for an error of the method, RpcUnavailableError for one of the provider,
     DecodeError for anything that is not JSON-RPC or not of the expected form.
     """
+    if is_too_deep(data):
+        raise DecodeError("the answer is nested too deeply")
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError):
@@ -221,6 +226,20 @@ def decode_answer(data: bytes, status: int, request_id: int, decode: Callable[[o
     if answer.get("id") != request_id or "result" not in answer:
         raise DecodeError("the answer is not to our request")
     return decode(answer["result"])
+
+
+def is_too_deep(data: bytes) -> bool:
+    """Tell whether JSON text nests deeper than any honest answer.
+
+    Python's parser recurses; where a library has raised the recursion limit (hypothesis does, for one), deep
+    nesting ends the process instead of raising.
+    """
+    depth = 0
+    for match in _BRACKETS.finditer(data):
+        depth += 1 if match[0] in b"[{" else -1
+        if depth > _MAX_DEPTH:
+            return True
+    return False
 
 
 def decode_quantity(value: object) -> int:

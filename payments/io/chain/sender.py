@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -25,6 +25,7 @@ from payments.fees import Fees
 from payments.hashing import keccak256
 from payments.io.chain.client import Chain
 from payments.io.chain.rpc import decode_data, decode_object, decode_optional, decode_quantity
+from payments.io.ethereum import eth_account, transaction_fields
 from payments.io.ledger import Ledger, StoredTransaction
 from payments.keys import PurseKey, checksum_address
 
@@ -170,10 +171,7 @@ class Sender:
         return await self._find(versions) is None and await self._count("latest") > versions[0].nonce
 
     async def _bump(self, old: StoredTransaction) -> StoredTransaction:
-        from eth_account.typed_transactions.typed_transaction import TypedTransaction
-        from hexbytes import HexBytes
-
-        fields = TypedTransaction.from_bytes(HexBytes(old.raw)).as_dict()
+        fields: dict[str, Any] = transaction_fields(old.raw)
         fees = Fees(int(fields["maxFeePerGas"]), int(fields["maxPriorityFeePerGas"])).bumped()
         now = await self._chain.fees()
         fees = Fees(max(fees.max_wei, now.max_wei), max(fees.tip_wei, now.tip_wei))
@@ -213,8 +211,6 @@ class Sender:
     def _sign(
         self, to: bytes | None, data: bytes, kind: str, value_wei: int, gas: int, fees: Fees, nonce: int
     ) -> StoredTransaction:
-        from eth_account import Account
-
         fields: dict[str, object] = {
             "type": 2,
             "chainId": self._rpc.chain_id,
@@ -226,7 +222,7 @@ class Sender:
             "data": data,
             "to": b"" if to is None else checksum_address(to),
         }
-        raw = bytes(Account.sign_transaction(fields, self._key.secret).raw_transaction)
+        raw = bytes(eth_account().Account.sign_transaction(fields, self._key.secret).raw_transaction)
         return StoredTransaction(
             self._rpc.chain_id,
             self.address,

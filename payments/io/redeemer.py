@@ -1,0 +1,170 @@
+"""The redemption task: watches the purses that pay us, and claims when `payments.redeemer` says so.
+
+Owns the round of reading, deciding, sending and waiting; every decision is the pure module's. Purses and
+claims come from the ledger, so a restart goes on where it was. What goes wrong on the chain (no endpoint,
+no gas money, a revert) ends a round, is logged, and is tried again in the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from payments.abi import OnChainPurse, encode_claims
+from payments.errors import ChainError, NoFundsError
+from payments.fees import Fees, GasAverage
+from payments.io.chain.client import Chain
+from payments.io.chain.sender import Sender
+from payments.io.ledger import DayEarnings, Ledger, PurseKeyed
+from payments.keys import checksum_address
+from payments.redeemer import Batch, Claimable, RedeemLimits, decide
+
+_AVERAGE_NOTE = "gas average"
+_DAY_S = 86400
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What one round did: purses looked at, claims sent and confirmed, what they brought and cost."""
+
+    purses: int = 0
+    claims: int = 0
+    claimed_wei: int = 0
+    gas_wei: int = 0
+
+
+class Redeemer:
+    """Claims for one payee. `sender`'s account pays the gas; it need not be the payee."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        sender: Sender,
+        ledger: Ledger,
+        payee: bytes,
+        limits: RedeemLimits,
+        clock: Callable[[], float],
+        *,
+        confirmations: int = 3,
+        interval_s: float = 60.0,
+        on_purse: Callable[[bytes, OnChainPurse], None] | None = None,
+    ) -> None:
+        """Claim for `payee` (20 bytes). `on_purse(payer, purse)` hears what the chain says in each round."""
+        self._chain = chain
+        self._sender = sender
+        self._ledger = ledger
+        self._payee = payee
+        self._limits = limits
+        self._clock = clock
+        self._confirmations = confirmations
+        self._interval_s = interval_s
+        self._on_purse = on_purse
+        self._average: GasAverage | None = None
+
+    async def run(self) -> None:
+        """Redeem until cancelled; a claim under way is found again by the next run."""
+        failing = False
+        resumed = False
+        while True:
+            try:
+                if not resumed:
+                    await self._finish_old()
+                    resumed = True
+                await self.round()
+                failing = False
+            except NoFundsError:
+                if not failing:
+                    log.error("redeem_no_gas_money", account=checksum_address(self._sender.address))
+                failing = True
+            except ChainError as error:
+                if not failing:
+                    log.warning("redeem_failed", reason=str(error))
+                failing = True
+            await trio.sleep(self._interval_s)
+
+    async def round(self, force: bool = False) -> RoundResult:
+        """Look once, claim what is to be claimed (`force`: all that brings more than its gas), wait for it.
+
+        Raises ChainError as the chain and the sender do. Harmless to repeat at any time.
+        """
+        purses = await self._read_purses()
+        newest = await self._chain.block()
+        price = newest.base_fee_wei + (await self._chain.fees()).tip_wei
+        average = await self._observe(price)
+        limits = self._limits
+        if force:
+            limits = RedeemLimits(1, float("inf"), limits.deadline_margin_s, limits.max_batch)
+        is_dear = not force and average.is_dear(price, limits.dear_multiple)
+        batches = decide(purses, price, is_dear, float(newest.time_s), limits)
+        done = RoundResult(purses=len(purses))
+        for batch in batches:
+            done = await self._claim(batch, await self._chain.fees(), done)
+        return done
+
+    async def _read_purses(self) -> list[Claimable]:
+        found: list[Claimable] = []
+        stored = await trio.to_thread.run_sync(self._ledger.claims, self._chain.domain, self._payee)
+        for claim, known_claimed in stored:
+            # Confirmed money counts for what a batch is worth; claims made by anyone count at once.
+            purse = await self._chain.purse(claim.payer, self._payee, self._confirmations)
+            if self._on_purse is not None:
+                self._on_purse(claim.payer, purse)
+            if purse.claimed_wei != known_claimed:
+                keyed = PurseKeyed(self._chain.domain, claim.payer, self._payee)
+                await trio.to_thread.run_sync(self._ledger.note_claimed, keyed, purse.claimed_wei)
+            found.append(Claimable(claim, purse.deposited_wei, purse.claimed_wei, purse.unlock_at_s))
+        return found
+
+    async def _observe(self, price_wei: int) -> GasAverage:
+        if self._average is None:
+            note = await trio.to_thread.run_sync(self._ledger.get_note, _AVERAGE_NOTE)
+            self._average = GasAverage()
+            if note is not None:
+                average, at_s = json.loads(note)
+                self._average = GasAverage(average, at_s)
+        known = self._average.average_wei is not None
+        before = GasAverage(self._average.average_wei, self._average.at_s)
+        self._average.observe(price_wei, self._clock())
+        text = json.dumps([self._average.average_wei, self._average.at_s])
+        await trio.to_thread.run_sync(self._ledger.put_note, _AVERAGE_NOTE, text)
+        return before if known else self._average
+
+    async def _claim(self, batch: Batch, fees: Fees, done: RoundResult) -> RoundResult:
+        before = await self._chain.earned(self._payee)
+        sent = await self._sender.send(
+            self._chain.domain.contract,
+            encode_claims(batch.claims),
+            kind="claim",
+            gas_limit=batch.gas_limit,
+            fees=fees,
+        )
+        log.info("claim_sent", purses=len(batch.claims), urgent=batch.urgent, due_wei=batch.due_wei)
+        receipt = await self._sender.wait(sent, self._confirmations)
+        gained = max(0, await self._chain.earned(self._payee) - before)
+        for claim in batch.claims:
+            purse = await self._chain.purse(claim.payer, self._payee)
+            keyed = PurseKeyed(self._chain.domain, claim.payer, self._payee)
+            await trio.to_thread.run_sync(self._ledger.note_claimed, keyed, purse.claimed_wei)
+        day = DayEarnings(int(self._clock() // _DAY_S), self._payee, 0, 0, 0, gained, receipt.fee_wei)
+        await trio.to_thread.run_sync(self._ledger.add_earnings, day)
+        log.info("claim_confirmed", purses=len(batch.claims), claimed_wei=gained, gas_wei=receipt.fee_wei)
+        return RoundResult(
+            done.purses,
+            done.claims + len(batch.claims),
+            done.claimed_wei + gained,
+            done.gas_wei + receipt.fee_wei,
+        )
+
+    async def _finish_old(self) -> None:
+        """Wait for what an earlier process sent, so that nothing is claimed twice and gas paid for it."""
+        for transaction in await self._sender.resume():
+            try:
+                await self._sender.wait(transaction, 1)
+            except ChainError as error:
+                log.warning("old_transaction_failed", kind=transaction.kind, reason=str(error))

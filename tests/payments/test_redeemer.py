@@ -1,0 +1,193 @@
+"""When to claim (pure), and the task on a real development chain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payments import abi
+from payments.books import Book, Claim, Domain, SignedBook, Ticket
+from payments.chains import build_chain
+from payments.digest import book_digest, domain_separator
+from payments.fees import AVERAGE_HALF_LIFE_S, Fees, GasAverage, choose_fees
+from payments.io.chain.client import Chain
+from payments.io.chain.deploy import deploy
+from payments.io.chain.devchain import advance_time, open_devchain
+from payments.io.chain.rpc import Rpc
+from payments.io.chain.sender import Sender
+from payments.io.ledger import Ledger, PurseKeyed
+from payments.io.redeemer import Redeemer
+from payments.keys import PurseKey
+from payments.redeemer import MAX_BATCH, Claimable, RedeemLimits, decide
+from payments.state import PurseState
+
+GWEI = 10**9
+ETHER = 10**18
+LIMITS = RedeemLimits(worth_multiple=20, deadline_margin_s=3600, max_batch=3)
+
+
+def claimable(
+    number: int, due: int, index: int = 0, unlock_at_s: int = 0, deposited: int = ETHER
+) -> Claimable:
+    book = Book(b"\x02" * 20, 1, due, 1, 1024, bytes(32))
+    claim = Claim(bytes([number]) * 20, SignedBook(book, bytes(65)), Ticket(1, index, bytes(32)))
+    return Claimable(claim, deposited, 0, unlock_at_s)
+
+
+def payers(batches: list[object]) -> list[list[int]]:
+    return [[c.payer[0] for c in b.claims] for b in batches]  # type: ignore[attr-defined]
+
+
+def test_nothing_is_claimed_that_costs_more_than_it_brings() -> None:
+    cost = 64_000 * GWEI
+    assert decide([], GWEI, False, 0, LIMITS) == []
+    assert decide([claimable(1, 19 * cost)], GWEI, False, 0, LIMITS) == []
+    assert payers(decide([claimable(1, 20 * cost)], GWEI, False, 0, LIMITS)) == [[1]]
+    assert decide([claimable(1, 20 * cost, deposited=5)], GWEI, False, 0, LIMITS) == [], (
+        "no deposit, no claim"
+    )
+
+
+def test_a_batch_shares_the_fixed_cost() -> None:
+    share = 17_000 * GWEI * 20
+    many = [claimable(n, share * 3) for n in range(1, 8)]
+    assert decide(many[:1], GWEI, False, 0, LIMITS) == [], "one alone is not worth a transaction"
+    batches = decide(many, GWEI, False, 0, LIMITS)
+    assert [len(b.claims) for b in batches] == [3, 3, 1]
+    assert decide([*many, claimable(9, share // 2)], GWEI, False, 0, LIMITS) == batches, "dust stays out"
+
+
+def test_dear_gas_waits_but_never_past_a_deadline() -> None:
+    rich = claimable(1, ETHER)
+    assert decide([rich], GWEI, True, 0, LIMITS) == []
+    leaving = claimable(2, ETHER, unlock_at_s=10_000)
+    assert decide([leaving], GWEI, True, 6000, LIMITS) == [], "the deadline is far"
+    batches = decide([leaving], GWEI, True, 6500, LIMITS)
+    assert payers(batches) == [[2]]
+    assert batches[0].urgent
+    assert payers(decide([leaving], GWEI, True, 10**9, LIMITS)) == [[2]], "late is better than never"
+    poor = claimable(3, 10_000 * GWEI, unlock_at_s=10_000)
+    assert decide([poor], GWEI, False, 9999, LIMITS) == [], "not even then at a loss"
+
+
+def test_urgent_claims_take_the_others_along() -> None:
+    purses = [
+        claimable(1, ETHER),
+        claimable(2, ETHER // 2, unlock_at_s=5000),
+        claimable(3, ETHER, unlock_at_s=4000),
+    ]
+    batches = decide(purses, GWEI, False, 3000, LIMITS)
+    assert payers(batches) == [[3, 2, 1]]
+    assert payers(decide(purses, GWEI, True, 3000, LIMITS)) == [[3, 2]]
+
+
+@given(
+    st.lists(
+        st.builds(
+            claimable,
+            st.integers(1, 200),
+            st.integers(0, ETHER),
+            st.integers(0, 1024),
+            st.sampled_from([0, 10, 10**6]),
+            st.integers(0, ETHER),
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 10**12),
+    st.booleans(),
+    st.integers(0, 2 * 10**6),
+)
+def test_every_batch_brings_more_than_its_claims_cost(
+    purses: list[Claimable], price: int, dear: bool, now: int
+) -> None:
+    batches = decide(purses, price, dear, now, LIMITS)
+    due = {id(p.claim): p for p in purses}
+    for batch in batches:
+        assert 0 < len(batch.claims) <= min(LIMITS.max_batch, MAX_BATCH)
+        found = [due[id(c)] for c in batch.claims]
+        assert all(p.due_wei > p.gas * price for p in found)
+        assert batch.due_wei == sum(p.due_wei for p in found)
+        assert batch.gas_limit > sum(p.gas for p in found)
+    sent = [id(c) for b in batches for c in b.claims]
+    assert len(sent) == len(set(sent))
+    for purse in purses:
+        near = purse.unlock_at_s and now >= purse.unlock_at_s - LIMITS.deadline_margin_s
+        if near and purse.due_wei > purse.gas * price:
+            assert id(purse.claim) in sent, "an unlock deadline is never missed"
+
+
+def test_fees_and_the_gas_average() -> None:
+    assert choose_fees(100, [5, 1, 9]) == Fees(205, 5)
+    assert choose_fees(0, []) == Fees(1, 1)
+    fees = Fees(1000, 100).bumped()
+    assert fees.max_wei >= 1100
+    assert fees.tip_wei >= 110
+    average = GasAverage()
+    assert not average.is_dear(10**12)
+    average.observe(100, 0)
+    average.observe(300, AVERAGE_HALF_LIFE_S)
+    assert average.average_wei == pytest.approx(200)
+    assert average.is_dear(301)
+    assert not average.is_dear(299)
+    average.observe(10**9, -86400)
+    assert average.average_wei == pytest.approx(200), "a clock that went back changes nothing"
+
+
+async def test_a_purse_that_unlocks_is_claimed_before_it_is_empty(tmp_path: Path) -> None:
+    """Ledger, chain and task together; the built-in chain, so it runs everywhere."""
+    key, relay_key = PurseKey(b"\x31" * 32), PurseKey(b"\x32" * 32)
+    with trio.fail_after(90):
+        async with open_devchain(kind="pyrevm") as dev, Rpc([dev.url], dev.chain_id) as rpc:
+            with Ledger(tmp_path / "ledger.db") as ledger:
+                nowhere = Chain(rpc, Domain(dev.chain_id, b"\x01" * 20))
+                bank = Sender(nowhere, dev.bank, ledger, time.time)
+                deployment = await deploy(bank, nowhere, 86400, ETHER, 7200)
+                chain = Chain(rpc, deployment.domain)
+                for who in (key, relay_key):
+                    await bank.wait(await bank.send(who.address, b"", kind="fund", value_wei=10 * ETHER))
+                payer = Sender(chain, key, ledger, time.time)
+                to = "0x" + relay_key.address.hex()
+                sent = await payer.send(
+                    deployment.purses, abi.encode_call("open(address)", to), kind="open", value_wei=ETHER
+                )
+                await payer.wait(sent)
+                words = build_chain(b"\x44" * 32, 100)
+                book = Book(relay_key.address, 1, 0, 10**12, 100, words[0])
+                signed = SignedBook(book, key.sign(book_digest(domain_separator(deployment.domain), book)))
+                keyed = PurseKeyed(deployment.domain, key.address, relay_key.address)
+                ledger.load("payee", keyed)
+                ledger.store("payee", keyed, PurseState(signed, 90, words[90]))
+                seen = []
+                redeemer = Redeemer(
+                    chain,
+                    Sender(chain, relay_key, ledger, time.time),
+                    ledger,
+                    relay_key.address,
+                    replace(LIMITS, worth_multiple=100),
+                    time.time,
+                    confirmations=1,
+                    on_purse=lambda who, purse: seen.append((who, purse)),
+                )
+                assert (await redeemer.round()).claims == 0, "not worth it yet"
+                sent = await payer.send(
+                    deployment.purses, abi.encode_call("unlock(address)", to), kind="unlock"
+                )
+                await payer.wait(sent)
+                assert (await redeemer.round()).claims == 0, "there is time"
+                await advance_time(rpc, 86400 - 1800)
+                result = await redeemer.round()
+                assert result.claims == 1
+                assert result.claimed_wei == 90 * 10**12
+                assert result.gas_wei > 0
+                assert await chain.earned(relay_key.address) == 90 * 10**12
+                assert seen[0][0] == key.address
+                assert seen[-1][1].unlock_at_s > 0
+                assert (await redeemer.round(force=True)).claims == 0, "nothing is claimed twice"
+                [(_, claimed)] = ledger.claims(deployment.domain, relay_key.address)
+                assert claimed == 90 * 10**12
