@@ -1,8 +1,8 @@
 """Static analysis of the contracts, over the compiler's own syntax tree.
 
 slither 0.11 does not read Vyper 0.4 (its parser stops at the new call nodes and knows no modules), so the
-checks of it that matter here are made by hand: what may not be used at all, what must come before money is sent, and
-the project's own rules for contracts.
+checks of it that matter here are made by hand: what may not be used at all, what must come before money is
+sent, and the project's own rules for contracts.
 """
 
 from __future__ import annotations
