@@ -54,10 +54,9 @@ class Blame:
             self._backoff.note_failure(node_id, now)
 
     def note_broken(self, path: Path, now: float) -> bool:
-        """A circuit that stood broke, its guard being reachable. True when it is the guard that is passed over now.
+        """A circuit that stood broke, its guard being reachable; True when the guard is passed over now.
 
-        The guard sees to the building of circuits and to their packets apart: one that garbles packets only would
-        never fail a build.
+        Not left to `note_works`: a guard that builds well and garbles packets would never fail there.
         """
         guard, *others = path.node_ids
         if not others:

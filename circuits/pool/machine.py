@@ -133,7 +133,7 @@ class Pool:
                 circuit.health.note_heard(now)
 
     def note_guard_heard(self, node_id: bytes, at: float) -> None:
-        """The link to a guard brought something: if its circuits are silent, it is not for want of an uplink."""
+        """The link to a guard brought something: silence of its circuits is then no want of uplink."""
         if len(self._guards_heard) >= 64:
             self._guards_heard.clear()
         self._guards_heard[node_id] = at

@@ -1,4 +1,4 @@
-"""A client's node and what guards do to it, over links that are fake: nothing raises, and the user is told."""
+"""A client's node and what guards do to it, over fake links: nothing raises, and the user is told."""
 
 import random
 from dataclasses import replace

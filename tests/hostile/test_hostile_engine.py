@@ -26,7 +26,7 @@ Event = tuple
 Mischief = Callable[[random.Random, Event, deque], list[Event]]
 
 
-# -- what a hostile relay does to what it carries ------------------------------------------------------------
+# -- what a hostile relay does to what it carries ----
 
 
 def damage(rng: random.Random, data: bytes) -> bytes:
@@ -311,7 +311,7 @@ def test_a_flood_on_unknown_circuits_leaves_nothing() -> None:
     assert net.nodes[1].lost == []
 
 
-# -- what a hostile customer or exit puts into its own circuit ------------------------------------------------------------
+# -- what a hostile customer or exit puts into its own circuit ----
 
 
 def vnet(rng: random.Random) -> bytes:
@@ -388,7 +388,7 @@ def test_a_hostile_exit_reaches_only_the_circuits_own_address(seed: int, hops: i
     assert_nothing_stays(net)
 
 
-# -- the deny list, through whole circuits ------------------------------------------------------------
+# -- the deny list, through whole circuits ----
 
 
 def exit_with_the_real_rules(net: Net) -> GateCounters:

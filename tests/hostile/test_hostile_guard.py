@@ -1,4 +1,4 @@
-"""A guard that builds circuits well and then breaks them: passed over for a while, and only if it is the one."""
+"""A guard that builds circuits well and then breaks them is passed over for a while, and nobody else is."""
 
 import random
 from collections.abc import Callable
@@ -106,12 +106,11 @@ class Customer:
 def test_a_guard_that_breaks_every_circuit_is_passed_over_and_comes_back_later(seed: int) -> None:
     customer = Customer(seed)
     bad = customer.use_and_break(lambda _: False).node_ids[0]
-    for n in range(40):
+    for _ in range(20):
         customer.use_and_break(lambda path: path.node_ids[0] == bad)
         if customer.passed_over:
             break
     assert customer.passed_over == [bad]
-    assert n < 20
     later = [customer.use_and_break(lambda path: path.node_ids[0] == bad) for _ in range(20)]
     assert all(path.node_ids[0] != bad for path in later)
     customer.pass_time(GUARD_REST_S)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labkit import CLIENT, Completed, SystemLab, wait_until
+from labkit import CLIENT, PROXY, Completed, SystemLab, wait_until
 
 from overlay.demo.fleet import Node
 from overlay.demo.lab import python_environment
@@ -67,6 +67,14 @@ def hostile(lab: SystemLab, node: Node, *, env: Mapping[str, str] | None = None)
 
 def page(lab: SystemLab, url: str = URL, *, user: str | None = None, timeout_s: float = 10.0) -> Completed:
     return lab.client_curl(url, user=user, timeout_s=timeout_s)
+
+
+def pages(lab: SystemLab, users: Sequence[str], timeout_s: float) -> list[int]:
+    """Exit codes of curl for pages fetched at once, each by another user and so on another circuit."""
+    curl = f"curl -s -o /dev/null --max-time {timeout_s} {URL}"
+    commands = [f"({curl} --proxy socks5h://{user}:x@{PROXY}; echo $?) &" for user in users]
+    done = lab.run_in(CLIENT, ["sh", "-c", " ".join([*commands, "wait"])], timeout_s=timeout_s + 10)
+    return [int(code) for code in done.text.split()]
 
 
 def page_works(lab: SystemLab, within_s: float = 30.0, url: str = URL) -> float:

@@ -21,7 +21,8 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from overlay.engine import lanes
-from overlay.links.backends.base import QuicFaultError, StreamLimitError
+from overlay.links.backends import qh3_backend
+from overlay.links.backends.base import MAX_STREAMS, QuicFaultError, StreamLimitError
 from overlay.links.constants import CONTROL_STREAM, LINK_FRAME
 from overlay.links.io.endpoint import DialError
 from overlay.links.link import Link
@@ -75,7 +76,7 @@ def bad_send_datagrams(self: Link, frames: list[bytes]) -> int:
     elif mode == "reorder":
         waiting = held.setdefault(self, [])
         waiting += frames
-        if len(waiting) < 8 and rng.random() < 0.8:
+        if len(waiting) < 4 and rng.random() < 0.5:
             return taken
         frames, held[self] = waiting, []
         rng.shuffle(frames)
@@ -223,7 +224,15 @@ original_handle = relay_module._Local.handle
 
 async def handle(self: Any, method: str, params: dict[str, Any]) -> dict[str, Any]:
     if method == "mischief":
+        before = state["mode"]
         state["mode"], state["rate"] = str(params.get("mode", "")), float(params.get("rate", 1.0))
+        if "no streams" in (before, state["mode"]):
+            # What a peer may open is settled with the connection: begin with new ones.
+            qh3_backend.MAX_STREAMS = 0 if state["mode"] else MAX_STREAMS  # type: ignore[misc]
+            for link in list(self._node._all_links):
+                link.close()
+            self._node.endpoint.flush()
+            done["no streams"] += 1
         return {"done": dict(done)}
     answer = await original_handle(self, method, params)
     if method == "status":
@@ -250,10 +259,6 @@ def main() -> None:
     RelayNode.send = bad_send  # type: ignore[method-assign]
     relay_module._Local.handle = handle  # type: ignore[method-assign]
     relay_module._keep_time = keep_time
-    if os.environ.get("HOSTILE_STREAMS") == "none":
-        from overlay.links.backends import qh3_backend
-
-        qh3_backend.MAX_STREAMS = 0  # type: ignore[misc]
     print(f"hostile relay, seed {SEED}", file=sys.stderr, flush=True)
     from overlay.cli.main import main as hopfare
 

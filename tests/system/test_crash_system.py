@@ -1,6 +1,7 @@
-"""Crashes, full disks, few descriptors, little memory, jumping clocks on real nodes; a clean machine after."""
+"""Crashes, full disks, few descriptors, little memory, jumping clocks; a clean machine after each."""
 
 import difflib
+import re
 import shutil
 import signal
 import sys
@@ -34,14 +35,17 @@ HOPFARE = [sys.executable, "-c", "from overlay.cli.main import main; main()"]
 def machine(lab: SystemLab, host: str) -> dict[str, str]:
     """Everything of a host that hopfare changes, or could leave behind."""
     commands = {
-        "rules": "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//; /ct count/d; /expires/d'",
+        "rules": "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'",
         "links": "ip -br link | awk '{print $1}' | sort",
         "addresses": "ip -br addr | awk '{$2=\"\"; print}' | sort",
         "routes": "ip route; ip -6 route | grep -v multicast; ip rule; ip -6 rule",
         "settings": "cd /proc/sys/net; grep -H . ipv4/ip_forward ipv6/conf/all/forwarding"
         " ipv4/conf/*/forwarding ipv6/conf/*/forwarding 2>/dev/null | sort",
     }
-    return {name: lab.run_in(host, ["sh", "-c", command]).text for name, command in commands.items()}
+    found = {name: lab.run_in(host, ["sh", "-c", command]).text for name, command in commands.items()}
+    # What customers' flows put into sets while they last is no setting.
+    found["rules"] = re.sub(r"(flags dynamic[^}]*?)\s*elements = \{[^}]*\}", r"\1", found["rules"])
+    return found
 
 
 def assert_same(now: dict[str, str], before: dict[str, str]) -> None:
@@ -117,7 +121,7 @@ def test_the_clients_helper_killed_with_9_ends_the_client_with_a_sentence(lab: S
     lab.stop_client()
     client = lab.client()
     page_works(lab)
-    assert machine(lab, CLIENT) == before
+    assert_same(machine(lab, CLIENT), before)
     states_are_valid(client)
 
 
@@ -173,14 +177,14 @@ def test_a_full_disk_at_the_start_is_told_in_a_sentence(lab: SystemLab, role: st
         assert "No space left on device" in last
         assert "Traceback" not in words
         assert (copy / "identity").read_bytes() == (node.state_dir / "identity").read_bytes()
-        assert machine(lab, node.host) == stopped
+        assert_same(machine(lab, node.host), stopped)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
         node.kill()
     node.start()
     node.wait_ready()
     states_are_valid(node)
-    assert machine(lab, node.host) == before
+    assert_same(machine(lab, node.host), before)
 
 
 # -- descriptors and memory -----------------------------------------------------------------------
@@ -196,7 +200,8 @@ def test_few_descriptors_are_told_and_borne(lab: SystemLab) -> None:
             "import socket,sys,time\n"
             "held=[]\n"
             "for n in range(900):\n"
-            "    s=socket.create_connection(('127.0.0.1',1080)); s.sendall(b'\\x05\\x01\\x00'); held.append(s)\n"
+            "    s=socket.create_connection(('127.0.0.1',1080))\n"
+            "    s.sendall(b'\\x05\\x01\\x00'); held.append(s)\n"
             "print('held', flush=True)\n"
             "sys.stdin.read() if 0 else time.sleep(600)\n"
         )
@@ -267,19 +272,16 @@ def clock_of(lab: SystemLab, node: Node) -> tuple[list[str], dict[str, str], Pat
     return [*argv, *arguments_of(node)], {"TEST_CLOCK_FILE": str(offset)}, offset
 
 
-@pytest.mark.parametrize("jump_s", [DAY_S, -DAY_S])
-def test_a_clients_clock_that_jumps_a_day_is_told_and_circuits_that_stand_go_on(
-    lab: SystemLab, jump_s: int
-) -> None:
+def test_a_clients_clock_that_jumps_a_day_is_told_and_circuits_that_stand_go_on(lab: SystemLab) -> None:
     client = lab.client()
     argv, env, offset = clock_of(lab, client)
     with replaced(lab, client, argv, env=env):
         watch = Watch(lab, [*lab.relays, client])
         page_works(lab)
-        offset.write_text(str(jump_s))
+        offset.write_text(str(DAY_S))
         assert page(lab).returncode == 0, "what stands is not harmed"
         # Spares that were built before serve the first ones.
-        results = [page(lab, user=f"new{n}:{jump_s}", timeout_s=3).returncode for n in range(4)]
+        results = [page(lab, user=f"new{n}:x", timeout_s=3).returncode for n in range(4)]
         assert results[-1] != 0, results
         wait_until(lambda: "clock" in watch.said(client), 20, "word of the clock")
         assert page(lab).returncode == 0

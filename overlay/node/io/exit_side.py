@@ -95,8 +95,8 @@ class ExitSide:
             "warnings": [*self.network.warnings, *([self.problem] if self.problem else [])],
         }
 
-    async def keep_denied(self) -> None:
-        """Deny relays' and the machine's own addresses as they change, until cancelled."""
+    async def keep_denied(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Deny relays' and the machine's own addresses as they change, until cancelled; started once done."""
         while True:
             self._changed = trio.Event()
             try:
@@ -110,6 +110,8 @@ class ExitSide:
                 if not self.problem:
                     log.error("the firewall does not take the new list of addresses", reason=str(error))
                 self.problem = f"the firewall does not take the new list of addresses: {error}"
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
             with trio.move_on_after(REFRESH_S):
                 await self._changed.wait()
 
@@ -153,7 +155,7 @@ async def open_exit_side(
             await run_tun(engine, network.tun, run_batch, may_rest=False)
 
         nursery.start_soon(pump)
-        nursery.start_soon(side.keep_denied)
+        await nursery.start(side.keep_denied)  # no customer before relays' addresses are denied
         try:
             yield side
         finally:
