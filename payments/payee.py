@@ -23,7 +23,9 @@ class Payee:
         "_book",
         "_index",
         "_length",
+        "_limit",
         "_number",
+        "_purse",
         "_separator",
         "_spent_wei",
         "_value",
@@ -31,7 +33,6 @@ class Payee:
         "address",
         "minimum_value_wei",
         "payer",
-        "purse",
     )
 
     def __init__(
@@ -53,6 +54,16 @@ class Payee:
         self._take(state.book)
         self._index = state.index
         self._word = state.word
+
+    @property
+    def purse(self) -> PurseView:
+        """The chain's view of the purse."""
+        return self._purse
+
+    @purse.setter
+    def purse(self, purse: PurseView) -> None:
+        self._purse = purse
+        self._limit = -1 if purse.unlocking else purse.limit_wei
 
     def _take(self, signed: SignedBook | None) -> None:
         self._book = signed
@@ -96,7 +107,8 @@ class Payee:
     def accept_ticket(self, number: int, index: int, word: bytes) -> int | Refusal:
         """Take ticket `index` of book `number`: return the wei gained (more than 0), or the refusal.
 
-        Costs one hash for each ticket since the last accepted one, at most 1,024.
+        Costs one hash for each ticket since the last accepted one, at most 1,024. A purse that shrinks or
+        unlocks after its book was accepted pays for no more tickets: they might never be claimed.
         """
         last = self._index
         if number != self._number:
@@ -105,6 +117,8 @@ class Payee:
             return Refusal.BACKWARD
         if index > self._length:
             return Refusal.RANGE
+        if self._base + index * self._value > self._limit:
+            return Refusal.UNLOCKING if self._purse.unlocking else Refusal.DEPOSIT
         steps = index - last
         new = new_hash
         found = new(word).digest()

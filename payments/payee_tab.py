@@ -297,6 +297,8 @@ class PayeeTab:
             return self._refuse(Refusal.NOT_ATTACHED, number, index, "a ticket before the attachment")
         gained = self._machine.accept_ticket(number, index, word)
         if isinstance(gained, Refusal):
+            if gained is Refusal.UNLOCKING:
+                self._waived_number = number
             if gained is Refusal.FUTURE_BOOK and number == self._waived_number:
                 return []  # Sent before the payer heard that we refuse its book for the chain's sake.
             return self._refuse(gained, number, index, "a ticket was refused")

@@ -324,6 +324,8 @@ class PayerTab:
                 book = self._machine.state.book
                 if book is None or book.book.number != refused.number or self._retry_at is not None:
                     return []
+                if refused.index:
+                    return self._cut(CloseReason.PURSE_EMPTY, "the purse no longer covers its tickets")
                 # The payee sees less of the deposit than we do: it waits for more confirmations, or the chain
                 # took a step back. Give nothing more, and show the book again later.
                 self._retry_at = now + self._retry_s

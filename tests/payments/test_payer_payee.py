@@ -161,6 +161,19 @@ def test_each_rule_for_tickets() -> None:
     assert payee.worth_wei == 15
 
 
+def test_a_purse_that_shrinks_or_unlocks_pays_for_no_more_tickets() -> None:
+    payee = new_payee()
+    book, words = signed()
+    payee.accept_book(book)
+    assert payee.accept_ticket(1, 3, words[3]) == 15
+    payee.purse = replace(VIEW, unlocking=True)
+    assert payee.accept_ticket(1, 4, words[4]) is Refusal.UNLOCKING
+    payee.purse = PurseView(deposited_wei=15, claimed_wei=15)
+    assert payee.accept_ticket(1, 4, words[4]) is Refusal.DEPOSIT, "payer withdraws and goes on paying"
+    payee.purse = PurseView(deposited_wei=20, claimed_wei=15)
+    assert payee.accept_ticket(1, 4, words[4]) == 5
+
+
 def test_start_credit_lets_small_books_in_before_the_deposit_is_confirmed() -> None:
     view = PurseView(0, start_credit_wei=50)
     payer, payee = new_payer(purse=view), new_payee(purse=view)
