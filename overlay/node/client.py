@@ -49,7 +49,7 @@ from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Pric
 from overlay.engine.io.tun_loop import run_tun
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
-from overlay.errors import DecodeError, FileError, OverlayError
+from overlay.errors import ConfigError, DecodeError, FileError, OverlayError
 from overlay.identity import format_node_id
 from overlay.io.files import read_private, write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
@@ -86,6 +86,8 @@ back.
 GUARD_SILENT_S = 2.0
 """Data under way to a guard without an answer for so long: new circuits go over another. The link has longer."""
 MAX_LINKS = 16
+MIN_DESCRIPTORS = 512
+"""The namespace's sockets kept ready (224), the node's own, and two for each of a browser's hundred connections."""
 
 _KIND: dict[Trouble, NoCircuitKind] = {
     Trouble.BUILDING: NoCircuitKind.NOT_READY,
@@ -817,6 +819,7 @@ async def run_client(
     OverlayError, NamespaceError and ListenError, each one sentence for the user.
     """
     async with AsyncExitStack() as stack:
+        _check_descriptors()
         stack.enter_context(lock_state(config.state_dir))
         directory, _ = load_directory(config, time.time())
         guards_file = config.state_dir / "guards.json"
@@ -875,6 +878,17 @@ async def run_client(
             node.act(node.pool.close())
             node.endpoint.flush()
             nursery.cancel_scope.cancel()
+
+
+def _check_descriptors() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
+        raise ConfigError(
+            f"this process may have {hard} files open at most, and the client needs {MIN_DESCRIPTORS}: raise the limit "
+            f"(`ulimit -Hn {2 * MIN_DESCRIPTORS}`, or LimitNOFILE= in a systemd unit)"
+        )
 
 
 def _own_families(directory: Directory) -> set[int]:

@@ -218,6 +218,17 @@ def test_few_descriptors_are_told_and_borne(lab: SystemLab) -> None:
     lab.stop_client()
 
 
+def test_too_few_descriptors_to_work_with_are_told_at_once(lab: SystemLab) -> None:
+    client = lab.client()
+    client.stop()
+    start_as(lab, client, ["prlimit", "--nofile=128:128", *HOPFARE, *arguments_of(client)], wait=False)
+    assert client.process is not None
+    assert client.process.wait(20) not in (0, None)
+    last = client.log_text().strip().splitlines()[-1]
+    assert last.startswith("hopfare: this process may have 128 files open")
+    lab.stop_client()
+
+
 STALL = """
 import socket, sys, time
 held = []

@@ -24,4 +24,6 @@ def report_fault(event: str, error: BaseException) -> None:
         where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
     dropped = _rate.allow(f"{event} {where}", time.monotonic())
     if dropped is not None:
-        _log.error(event, error=type(error).__name__, where=where, dropped=dropped)
+        # The system's own words for an error number name nothing of a customer's.
+        problem = {"problem": error.strerror} if isinstance(error, OSError) and error.strerror else {}
+        _log.error(event, error=type(error).__name__, **problem, where=where, dropped=dropped)
