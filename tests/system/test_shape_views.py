@@ -95,7 +95,7 @@ def test_every_link_carries_whole_units_and_bytes_of_its_own(hops: int, suite: i
         assert all(other == each[0] for other in each)
     assert any(units > 8 for units in sizes["down"][0][1:])
 
-    # No run of bytes of one link is on another, in whatever direction and at whatever place, nor in a payload.
+    # No run of bytes of one link is on another, either way and at whatever place, nor in a payload.
     owners = {run: "a payload" for piece in payloads for run in aligned_runs(piece)}
     for name in names:
         for packet in seen[name]["trains"] + seen[name]["singles"]:
