@@ -85,6 +85,8 @@ back.
 """
 GUARD_SILENT_S = 2.0
 """Data under way to a guard without an answer for so long: new circuits go over another. The link has longer."""
+INDEX_LIFE_S = 600.0
+"""How often descriptors that have expired meanwhile are left out of the choice."""
 MAX_LINKS = 16
 MIN_DESCRIPTORS = 512
 """The namespace's sockets kept ready (224), the node's own, and two for each of a browser's hundred connections."""
@@ -316,6 +318,7 @@ class ClientNode:
     async def lease(self, isolation: Isolation, destination: Destination) -> Lease:
         """A lease, waiting up to LEASE_TIMEOUT_S. Raises NoCircuit with a sentence."""
         need = self._need(isolation, destination)
+        self._refused.pop(need, None)  # an earlier waiter's
         deadline = trio.current_time() + LEASE_TIMEOUT_S
         while True:
             outcome = self._lease(need)
@@ -666,20 +669,24 @@ class ClientNode:
         """The seed list when its file changes, the time of day, and old keys."""
         path = self.config.seed_list
         seen = _stamp(path)
+        renew_at = trio.current_time() + INDEX_LIFE_S
         while True:
             await trio.sleep(30.0)
             self.pool.set_unix_offset(time.time() - trio.current_time())
             self.engine.expire()
+            now = trio.current_time()
             stamp = _stamp(path)
-            if stamp == seen:
+            if stamp == seen and now < renew_at:
                 continue
-            seen = stamp
-            try:
-                self.directory, _ = load_directory(self.config, time.time())
-            except OverlayError as error:
-                log.error("the new seed list is not used", reason=str(error))
-                continue
-            log.info("seed list read", relays=len(self.directory))
+            renew_at = now + INDEX_LIFE_S
+            if stamp != seen:
+                seen = stamp
+                try:
+                    self.directory, _ = load_directory(self.config, time.time())
+                except OverlayError as error:
+                    log.error("the new seed list is not used", reason=str(error))
+                    continue
+                log.info("seed list read", relays=len(self.directory))
             index = PathIndex(list_candidates(self.directory, time.time()))
             self.act(self.pool.set_index(index, trio.current_time()))
 
