@@ -84,12 +84,17 @@ DEFAULT_IDLE_S = 120.0
 back.
 """
 GUARD_SILENT_S = 2.0
-"""Data under way to a guard without an answer for so long: new circuits go over another. The link has longer."""
+"""Data under way to a guard without an answer for so long: new circuits go over another.
+
+The link has longer.
+"""
 INDEX_LIFE_S = 600.0
 """How often descriptors that have expired meanwhile are left out of the choice."""
 MAX_LINKS = 16
 MIN_DESCRIPTORS = 512
-"""The namespace's sockets kept ready (224), the node's own, and two for each of a browser's hundred connections."""
+"""The namespace's sockets kept ready (224), the node's own, and two for each of a browser's hundred
+connections.
+"""
 
 _KIND: dict[Trouble, NoCircuitKind] = {
     Trouble.BUILDING: NoCircuitKind.NOT_READY,
