@@ -44,7 +44,7 @@ def client(common: Common, socks: str | None, hops: str | None, exit_country: st
     from overlay.cli.running import run_until_stopped
     from overlay.config.check import list_warnings
     from overlay.logs import configure_logging
-    from overlay.node.client import run_client
+    from overlay.node.run_client import run_client
 
     configure_logging(config.node.log_level)
     for warning in list_warnings(config):

@@ -72,7 +72,8 @@ class NodeConfig:
     memory_limit_bytes: int = _setting(
         '"128 MiB"',
         values.size_bytes("16 MiB", "1 TiB"),
-        "Most that packets waiting in this process may take. Above it the circuits that hold the most are ended.",
+        "Most that packets waiting in this process may take. Above it the circuits that hold the most are\n"
+        "ended.",
         key="memory_limit",
     )
 

@@ -1,8 +1,6 @@
-"""The customer's node: pool, builds, engine, namespace and proxy, joined and run.
+"""The customer's node: pool, builds, engine, namespace and proxy, joined. `overlay.node.run_client` runs it.
 
-    await run_client(config)
-
-runs until cancelled. It fails closed: what the namespace sends without a circuit goes nowhere.
+It fails closed: what the namespace sends without a circuit goes nowhere.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
@@ -19,8 +17,7 @@ import trio
 
 from circuits.building.client import BUILD_TIMEOUT_S, BuildDone, BuildFailed, ClientBuild, FailureKind
 from circuits.building.messages import ExitAddresses, ExitHere
-from circuits.errors import DecodeError as CircuitsDecodeError
-from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
+from circuits.guards import GuardStore
 from circuits.path import Path
 from circuits.path_index import PathIndex
 from circuits.pool.machine import Pool
@@ -42,28 +39,23 @@ from circuits.pool.types import (
     Waiting,
 )
 from exit.addresses import random_inner
-from exit.io.namespace import Namespace, NamespaceError, open_namespace
-from exit.io.privileges import drop_capabilities
-from overlay.engine.flows import ClientFlow
+from exit.io.namespace import Namespace
 from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
-from overlay.engine.io.tun_loop import run_tun
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
-from overlay.errors import ConfigError, DecodeError, FileError, OverlayError
+from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.identity import format_node_id
-from overlay.io.files import read_private, write_atomic
-from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
+from overlay.io.files import write_atomic
+from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.logs import get_logger
 from overlay.messages import Build, Built, Destroy, decode_control, encode_control
 from overlay.node.candidates import list_candidates, make_constraints
 from overlay.node.io.files import load_directory
-from overlay.node.io.local import lock_state, serve_local
-from overlay.node.io.process import settle
+from overlay.node.lease import Circuit, Lease
 from overlay.node.suites import offered_suites
 from overlay.node.switch import DESTROY_CLOSING, DESTROY_EXPIRED, DESTROY_FAULT_BASE
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
-from overlay.socks.io.listeners import open_listeners, systemd_descriptors
-from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
+from overlay.socks.io.server import ProxyServer
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -91,10 +83,6 @@ The link has longer.
 INDEX_LIFE_S = 600.0
 """How often descriptors that have expired meanwhile are left out of the choice."""
 MAX_LINKS = 16
-MIN_DESCRIPTORS = 512
-"""The namespace's sockets kept ready (224), the node's own, and two for each of a browser's hundred
-connections.
-"""
 
 _KIND: dict[Trouble, NoCircuitKind] = {
     Trouble.BUILDING: NoCircuitKind.NOT_READY,
@@ -130,24 +118,6 @@ _RELAY_FAULT: dict[FlowFault, str] = {
 log = get_logger("client")
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class Circuit:
-    """A circuit that stands: the engine's flow and what the exit gave."""
-
-    circuit_id: int
-    path: Path
-    link: Link
-    wire_id: int
-    flow: ClientFlow
-    addresses: ExitAddresses
-    build_s: float
-    watchers: dict[Lease, Callable[[], None]] = field(default_factory=dict)
-    heard_packets: int = 0
-    sent_packets: int = 0
-    moved_s: float = 0.0
-    is_closed: bool = False
-
-
 @dataclass(eq=False, slots=True)
 class _Attempt:
     """A build that waits for its Built or Destroy."""
@@ -155,36 +125,6 @@ class _Attempt:
     build: ClientBuild
     done: trio.Event = field(default_factory=trio.Event)
     outcome: BuildDone | BuildFailed | None = None
-
-
-class Lease:
-    """A proxy connection's right to use a circuit (overlay.socks.circuits.Lease)."""
-
-    __slots__ = ("_is_released", "_node", "circuit", "dns_v4", "source_v4", "source_v6")
-
-    def __init__(self, node: ClientNode, circuit: Circuit) -> None:
-        self._node = node
-        self._is_released = False
-        self.circuit = circuit
-        self.source_v4 = str(circuit.addresses.ipv4)
-        self.source_v6 = str(circuit.addresses.ipv6) if circuit.addresses.ipv6 is not None else None
-        self.dns_v4 = str(circuit.addresses.dns_ipv4)
-
-    def watch(self, on_closed: Callable[[], None]) -> None:
-        """Have ``on_closed`` called once when the circuit is dead; at once if it is."""
-        if self._is_released:
-            return
-        if self.circuit.is_closed:
-            on_closed()
-        else:
-            self.circuit.watchers[self] = on_closed
-
-    def release(self) -> None:
-        """Give the lease back; twice is allowed."""
-        if not self._is_released:
-            self._is_released = True
-            self.circuit.watchers.pop(self, None)
-            self._node.release(self.circuit)
 
 
 class ClientNode:
@@ -770,30 +710,6 @@ class ClientNode:
         return rows
 
 
-class _Local:
-    """Answers the local control socket."""
-
-    def __init__(self, node: ClientNode, scope: trio.CancelScope) -> None:
-        self._node = node
-        self._scope = scope
-
-    async def handle(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        node = self._node
-        if method == "status":
-            return node.status()
-        if method == "circuits":
-            return {"circuits": node.list_circuits()}
-        if method == "exec-info":
-            return await node.exec_info()
-        if method == "newnym":
-            node.act(node.pool.renew(trio.current_time()))
-            return {}
-        if method == "stop":
-            self._scope.cancel()
-            return {}
-        raise LookupError(f"a client has no {method}")
-
-
 def explain_destroy(code: int) -> str:
     """What the code of a Destroy for a circuit that stood says, for the user (docs/protocol/build.md)."""
     if code == DESTROY_EXPIRED:
@@ -803,119 +719,6 @@ def explain_destroy(code: int) -> str:
     with suppress(ValueError):
         return f"one of its relays gave it up: {_RELAY_FAULT[FlowFault(code - DESTROY_FAULT_BASE)]}"
     return f"one of its relays closed it (code {code})"
-
-
-def load_guards(path: FilePath) -> GuardStore:
-    """The guards kept on disk, or none. Raises FileError; a damaged file is set aside and said so."""
-    if not path.exists():
-        return GuardStore()
-    try:
-        return decode_guards(read_private(path, "the guards", MAX_STATE_BYTES))
-    except CircuitsDecodeError:
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        log.error("the guards file is damaged: new guards are chosen, the old file is kept", file=str(aside))
-        return GuardStore()
-
-
-async def run_client(
-    config: Config,
-    *,
-    started: Callable[[], None] | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    socks_descriptors: tuple[int, ...] = (),
-) -> None:
-    """Run the customer's node until cancelled. ``started`` is called when the first circuit is ready.
-
-    ``socks_descriptors``: listening sockets to take over, instead of the configured addresses. Raises
-    OverlayError, NamespaceError and ListenError, each one sentence for the user.
-    """
-    async with AsyncExitStack() as stack:
-        _check_descriptors()
-        stack.enter_context(lock_state(config.state_dir))
-        directory, _ = load_directory(config, time.time())
-        guards_file = config.state_dir / "guards.json"
-        guards = load_guards(guards_file)
-        descriptors = [*socks_descriptors, *systemd_descriptors(os.environ, os.getpid())]
-        listeners = open_listeners(
-            [] if descriptors else [(address.ip, address.port) for address in config.client.socks],
-            descriptors,
-        )
-        for listener in listeners:
-            stack.callback(listener.close)
-        progress("making a network namespace")
-        namespace = await stack.enter_async_context(open_namespace())
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        families = _own_families(directory)
-        node = ClientNode(
-            config, directory, guards, guards_file, namespace, nursery, progress, frozenset(families)
-        )
-        addresses = [("0.0.0.0", 0)] if 4 in families else []
-        if 6 in families:
-            addresses.append(("::", 0))
-        node.endpoint = await stack.enter_async_context(
-            open_endpoint(addresses, None, node.engine, backend=config.node.quic, role="customer")
-        )
-
-        async def pump() -> None:
-            await run_tun(node.engine, namespace.tun, node.endpoint.run_batch, may_rest=True)
-
-        async def end_with_namespace() -> None:
-            # Without its helper no new connection can be made: better an end with a sentence than a proxy
-            # that refuses all.
-            await namespace.closed.wait()
-            raise NamespaceError("the namespace helper ended: start the client again")
-
-        # The namespace's helper has what it needs; this process needs no privilege from here on.
-        drop_capabilities(())
-        nursery.start_soon(end_with_namespace)
-        nursery.start_soon(pump)
-        nursery.start_soon(node.keep_pool)
-        nursery.start_soon(node.keep_default)
-        nursery.start_soon(node.keep_directory)
-        limits = ProxyLimits(max_connections=config.client.max_connections)
-
-        async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
-            await serve_proxy(listeners, node, namespace, limits=limits, task_status=task_status)
-
-        node.proxy = await nursery.start(serve)
-        await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
-        try:
-            await node.ready.wait()
-            settle()
-            if started is not None:
-                started()
-            await trio.sleep_forever()
-        finally:
-            node.act(node.pool.close())
-            node.endpoint.flush()
-            nursery.cancel_scope.cancel()
-
-
-def _check_descriptors() -> None:
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
-        raise ConfigError(
-            f"this process may have {hard} files open at most, and the client needs {MIN_DESCRIPTORS}: raise the limit "
-            f"(`ulimit -Hn {2 * MIN_DESCRIPTORS}`, or LimitNOFILE= in a systemd unit)"
-        )
-
-
-def _own_families(directory: Directory) -> set[int]:
-    """IP versions in which this machine has a way to some relay."""
-    import socket
-
-    families: set[int] = set()
-    for address in directory.known_addresses():
-        if address.version in families:
-            continue
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), 9))  # sends nothing: asks the routing table
-            families.add(int(address.version))
-    return families or {4}
 
 
 def _stamp(path: FilePath | None) -> tuple[int, int]:

@@ -48,11 +48,11 @@ from overlay.links.constants import DATAGRAM_PACKET, LINK_FRAME, QUIC_VERSION, S
 _LIBRARY_STREAM_LIMIT: Final = 103
 _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
-ACK_SLACK_S: Final = 0.008
+ACK_SLACK_S: Final = 0.005
 """How long the acknowledgement of a lonely packet waits for company; 25 ms are announced to the peer (RFC
 9000, section 18.2).
 """
-LONELY_PACKETS: Final = 4
+LONELY_PACKETS: Final = 2
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
 _DATAGRAM_PACKET_MIN: Final = LINK_FRAME + 16

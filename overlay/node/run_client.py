@@ -1,0 +1,176 @@
+"""Runs the customer's node: files, namespace, links, proxy and control socket around a `ClientNode`."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from circuits.errors import DecodeError as CircuitsDecodeError
+from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
+from exit.io.namespace import NamespaceError, open_namespace
+from exit.io.privileges import drop_capabilities
+from overlay.engine.io.tun_loop import run_tun
+from overlay.errors import ConfigError
+from overlay.io.files import read_private
+from overlay.links.io.endpoint import open_endpoint
+from overlay.logs import get_logger
+from overlay.node.client import ClientNode
+from overlay.node.io.files import load_directory
+from overlay.node.io.local import lock_state, serve_local
+from overlay.node.io.process import settle
+from overlay.socks.io.listeners import open_listeners, systemd_descriptors
+from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+    from overlay.config.model import Config
+    from overlay.directory import Directory
+
+MIN_DESCRIPTORS = 512
+"""Open files: the namespace's sockets kept ready (224), the node's own, and two for each of a browser's
+hundred connections.
+"""
+
+log = get_logger("client")
+
+
+async def run_client(
+    config: Config,
+    *,
+    started: Callable[[], None] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    socks_descriptors: tuple[int, ...] = (),
+) -> None:
+    """Run the customer's node until cancelled. ``started`` is called when the first circuit is ready.
+
+    ``socks_descriptors``: listening sockets to take over, instead of the configured addresses. Raises
+    OverlayError, NamespaceError and ListenError, each one sentence for the user.
+    """
+    async with AsyncExitStack() as stack:
+        _check_descriptors()
+        stack.enter_context(lock_state(config.state_dir))
+        directory, _ = load_directory(config, time.time())
+        guards_file = config.state_dir / "guards.json"
+        guards = load_guards(guards_file)
+        descriptors = [*socks_descriptors, *systemd_descriptors(os.environ, os.getpid())]
+        listeners = open_listeners(
+            [] if descriptors else [(address.ip, address.port) for address in config.client.socks],
+            descriptors,
+        )
+        for listener in listeners:
+            stack.callback(listener.close)
+        progress("making a network namespace")
+        namespace = await stack.enter_async_context(open_namespace())
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        families = _own_families(directory)
+        node = ClientNode(
+            config, directory, guards, guards_file, namespace, nursery, progress, frozenset(families)
+        )
+        addresses = [("0.0.0.0", 0)] if 4 in families else []
+        if 6 in families:
+            addresses.append(("::", 0))
+        node.endpoint = await stack.enter_async_context(
+            open_endpoint(addresses, None, node.engine, backend=config.node.quic, role="customer")
+        )
+
+        async def pump() -> None:
+            await run_tun(node.engine, namespace.tun, node.endpoint.run_batch, may_rest=True)
+
+        async def end_with_namespace() -> None:
+            # Without its helper no new connection can be made: better an end with a sentence than a proxy
+            # that refuses all.
+            await namespace.closed.wait()
+            raise NamespaceError("the namespace helper ended: start the client again")
+
+        # The namespace's helper has what it needs; this process needs no privilege from here on.
+        drop_capabilities(())
+        nursery.start_soon(end_with_namespace)
+        nursery.start_soon(pump)
+        nursery.start_soon(node.keep_pool)
+        nursery.start_soon(node.keep_default)
+        nursery.start_soon(node.keep_directory)
+        limits = ProxyLimits(max_connections=config.client.max_connections)
+
+        async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
+            await serve_proxy(listeners, node, namespace, limits=limits, task_status=task_status)
+
+        node.proxy = await nursery.start(serve)
+        await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
+        try:
+            await node.ready.wait()
+            settle()
+            if started is not None:
+                started()
+            await trio.sleep_forever()
+        finally:
+            node.act(node.pool.close())
+            node.endpoint.flush()
+            nursery.cancel_scope.cancel()
+
+
+class _Local:
+    """Answers the local control socket."""
+
+    def __init__(self, node: ClientNode, scope: trio.CancelScope) -> None:
+        self._node = node
+        self._scope = scope
+
+    async def handle(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        node = self._node
+        if method == "status":
+            return node.status()
+        if method == "circuits":
+            return {"circuits": node.list_circuits()}
+        if method == "exec-info":
+            return await node.exec_info()
+        if method == "newnym":
+            node.act(node.pool.renew(trio.current_time()))
+            return {}
+        if method == "stop":
+            self._scope.cancel()
+            return {}
+        raise LookupError(f"a client has no {method}")
+
+
+def load_guards(path: FilePath) -> GuardStore:
+    """The guards kept on disk, or none. Raises FileError; a damaged file is set aside and said so."""
+    if not path.exists():
+        return GuardStore()
+    try:
+        return decode_guards(read_private(path, "the guards", MAX_STATE_BYTES))
+    except CircuitsDecodeError:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        log.error("the guards file is damaged: new guards are chosen, the old file is kept", file=str(aside))
+        return GuardStore()
+
+
+def _check_descriptors() -> None:
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS:
+        raise ConfigError(
+            f"this process may have {hard} files open at most, and the client needs {MIN_DESCRIPTORS}: raise "
+            f"the limit (`ulimit -Hn {2 * MIN_DESCRIPTORS}`, or LimitNOFILE= in a systemd unit)"
+        )
+
+
+def _own_families(directory: Directory) -> set[int]:
+    """IP versions in which this machine has a way to some relay."""
+    families: set[int] = set()
+    for address in directory.known_addresses():
+        if address.version in families:
+            continue
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))  # sends nothing: asks the routing table
+            families.add(int(address.version))
+    return families or {4}
