@@ -23,6 +23,7 @@ demo: setup
 	@exec $(VENV)/hopfare demo $(ARGS)
 
 test: lint
+	scripts/contracts-test
 	$(VENV)/pytest $(PYTEST_ARGS)
 
 lint: setup-dev

@@ -28,6 +28,9 @@ from overlay.links.link import Link, LinkHandler
 from overlay.links.machine import LinkMachine
 from overlay.links.packets import LongHeader, decode_long_header, encode_version_probe
 from overlay.links.retry import KEY_BYTES
+from overlay.logs import RateLimit, get_logger
+
+_log = get_logger("links")
 
 Role = Literal["relay", "customer"]
 
@@ -78,6 +81,7 @@ class Endpoint:
         """For `open_endpoint` only."""
         now = trio.current_time()
         self.counters = EndpointCounters()
+        self._bug_log = RateLimit()
         self.acceptor_counters = AcceptorCounters()
         self._sockets = [Socket(udp) for udp in sockets]
         self._backend = backend
@@ -407,11 +411,25 @@ class Endpoint:
     def _finish_batch(self, now: float) -> None:
         touched, self._touched = self._touched, {}
         for link in touched:
-            link.process(now)
-            link.notify_writable()
+            try:
+                link.process(now)
+                link.notify_writable()
+            except Exception as error:
+                self._note_bug(link, error, now)
         self.counters.batches += 1
-        self._handler.on_batch_end()
+        try:
+            self._handler.on_batch_end()
+        except Exception as error:
+            self._note_bug(None, error, now)
         self._flush(now)
+
+    def _note_bug(self, link: Link | None, error: Exception, now: float) -> None:
+        """An error of ours while handing up what a peer sent: it costs that link, never the node."""
+        self.counters.bugs += 1
+        if self._bug_log.allow("bug", now) is not None:
+            _log.error("link handler failed", exc_info=error)
+        if link is not None:
+            link.fail(CloseCode.INTERNAL, "an error in the other node")
 
     # -- going out --
 
@@ -531,7 +549,10 @@ class Endpoint:
                 entry.scheduled = due
                 heapq.heappush(timers, (due, next(self._sequence), link))
                 continue
-            link.handle_timeout(now)
+            try:
+                link.handle_timeout(now)
+            except Exception as error:
+                self._note_bug(link, error, now)
             self._dirty[link] = None
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_S

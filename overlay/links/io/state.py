@@ -28,6 +28,8 @@ class EndpointCounters:
     receives: int = 0
     """System calls that brought something."""
     wakeups: int = 0
+    bugs: int = 0
+    """Errors of ours that a link paid for."""
     """Of the timer task."""
 
 
