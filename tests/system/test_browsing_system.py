@@ -1,6 +1,5 @@
 """Ordinary programs through the proxy and the namespace: pages, names, uploads, UDP, git, 1 to 4 hops."""
 
-import json
 import os
 import shutil
 import sys
@@ -10,7 +9,6 @@ import pytest
 from labkit import CLIENT, PROXY, SystemLab
 
 from overlay.demo import names
-from overlay.demo.web import checksum
 
 pytestmark = pytest.mark.system
 
@@ -54,37 +52,6 @@ def test_a_name_is_looked_up_by_the_exit_only(lab: SystemLab) -> None:
     assert {query["from"] for query in asked} <= exit_addresses(lab)
 
 
-@pytest.mark.parametrize("hops", [1, 2, 3, 4])
-def test_any_number_of_hops(lab: SystemLab, hops: int) -> None:
-    lab.client({"client": {"hops": hops}})
-    assert lab.client_curl("http://www.demo.test/ip").check().text in exit_addresses(lab)
-    ready = [circuit for circuit in lab.circuits() if circuit["state"] == "ready"]
-    assert ready
-    assert {len(circuit["path"]) for circuit in ready} == {hops}
-    for circuit in ready:
-        assert len(set(circuit["path"])) == hops
-
-
-def test_a_large_download_arrives_whole(lab: SystemLab, tmp_path: Path) -> None:
-    lab.client()
-    target = tmp_path / "file"
-    url = f"http://www.demo.test/big/{BIG_BYTES}"
-    lab.client_curl("-o", str(target), url, timeout_s=300).check()
-    assert target.stat().st_size == BIG_BYTES
-    digest = lab.run_in(CLIENT, ["sha256sum", str(target)]).check().text.split()[0]
-    assert digest == checksum(BIG_BYTES)
-
-
-def test_a_large_upload_arrives_whole(lab: SystemLab, tmp_path: Path) -> None:
-    lab.client()
-    source = tmp_path / "file"
-    source.write_bytes(os.urandom(1_000_000) * (BIG_BYTES // 1_000_000))
-    url = "http://www.demo.test/upload"
-    answer = json.loads(lab.client_curl("-T", str(source), url, timeout_s=300).check().text)
-    digest = lab.run_in(CLIENT, ["sha256sum", str(source)]).check().text.split()[0]
-    assert answer == {"bytes": source.stat().st_size, "sha256": digest}
-
-
 UDP_ECHO = """
 import socket, struct, sys
 host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -120,16 +87,6 @@ def test_udp_through_the_proxy(lab: SystemLab) -> None:
     lab.client()
     done = lab.run_in(CLIENT, [sys.executable, "-c", UDP_ECHO, "echo.demo.test", "7", "40"])
     assert done.check().text == "40"
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_git_clone(lab: SystemLab, tmp_path: Path) -> None:
-    lab.client()
-    url = "http://www.demo.test/git/demo.git"
-    target = tmp_path / "clone"
-    command = ["git", "-c", f"http.proxy=socks5h://{PROXY}", "clone", "-q", url, str(target)]
-    lab.run_in(CLIENT, command).check()
-    assert (target / "README").exists()
 
 
 def in_namespace(lab: SystemLab, *argv: str) -> str:

@@ -112,31 +112,6 @@ def test_the_page_is_nowhere_in_clear_but_behind_the_exit(lab: SystemLab) -> Non
         assert not marked, host
 
 
-def test_the_client_sends_to_its_guard_only(lab: SystemLab) -> None:
-    node = lab.client()
-    with lab.capture_all(CLIENT) as captures:
-        for url in ("http://www.demo.test/ip", "http://v6only.demo.test/ip", "http://nothing.demo.test/"):
-            lab.client_curl(url, timeout_s=20)
-        lab.client_curl("http://www.demo.test/ip", user="somebody:x")
-        guards = {guard["address"] for guard in node.status()["guards"]}
-        node.kill()
-        lab.client_curl("http://www.demo.test/ip", timeout_s=3)
-    _check_only_guard(lab, captures[CLIENT].packets(), guards)
-
-
-def test_nothing_leaves_while_all_relays_are_down(lab: SystemLab) -> None:
-    node = lab.client()
-    lab.client_curl("http://www.demo.test/ip").check()
-    guards = {guard["address"] for guard in node.status()["guards"]}
-    with lab.capture_all(CLIENT) as captures:
-        for relay in lab.relays:
-            relay.kill()
-        done = lab.client_curl("http://www.demo.test/ip", timeout_s=8)
-        assert done.returncode != 0
-    everywhere = {address for host in lab.relays for address in _addresses(lab, host.host)}
-    _check_only_guard(lab, captures[CLIENT].packets(), guards | everywhere)
-
-
 def _check_only_guard(lab: SystemLab, packets: list[CapturedPacket], guards: set[str]) -> None:
     own = set(_addresses(lab, CLIENT))
     assert packets
