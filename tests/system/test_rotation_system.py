@@ -113,17 +113,18 @@ def test_one_percent_of_loss_costs_less_than_half_of_the_speed(lab: SystemLab) -
     row = circuit_in_use(lab)
     before = counts_down(lab)
     size, turns, lost = 12_000_000, 4, 0
-    sound, lossy = [], []
-    # In turns, so that what else this machine does meets both alike; the best of each counts.
+    ratios = []
+    # In turns, so that what else this machine does meets both alike; the turn it spoils least counts.
     for _ in range(turns):
         lab.links.segment(CLIENT)  # so that only the loss differs
-        sound += [speed(lab, size)]
+        sound = speed(lab, size)
         lab.links.lose(CLIENT, 1.0)
-        lossy += [speed(lab, size), speed(lab, size)]
+        lossy = max(speed(lab, size), speed(lab, size))
+        ratios.append(lossy / sound)
+        print(f"{sound / 1e6:.1f} MB/s, with loss {lossy / 1e6:.1f} MB/s")
         lost += lab.links.lost(CLIENT)
         lab.links.restore(CLIENT)
-    print(f"{max(sound) / 1e6:.1f} MB/s, with loss {max(lossy) / 1e6:.1f} MB/s; {lost} packets lost")
     assert lost > 300
     # All of it went over the circuit with the lossy link.
     assert counts_down(lab)[row["id"]] - before.get(row["id"], 0) > 3 * turns * size // 1384
-    assert max(lossy) > max(sound) / 2
+    assert max(ratios) > 0.5, ratios

@@ -43,19 +43,14 @@ from overlay.links.backends.base import (
     StreamLimitError,
 )
 from overlay.links.certificate import decode_certificate_key
-from overlay.links.constants import DATAGRAM_PACKET, LINK_FRAME, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
+from overlay.links.constants import DATAGRAM_PACKET, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
 
 _LIBRARY_STREAM_LIMIT: Final = 103
 _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
-ACK_SLACK_S: Final = 0.005
-"""How long the acknowledgement of a lonely packet waits for company; 25 ms are announced to the peer (RFC
-9000, section 18.2).
-"""
-LONELY_PACKETS: Final = 2
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
-_DATAGRAM_PACKET_MIN: Final = LINK_FRAME + 16
+_TAG_BYTES: Final = 16
 _IN_VAIN: Final = (ValueError, AssertionError, RuntimeError, QuicConnectionError)
 """What the library raises when a stream, or the whole connection, has ended: a peer's last message and its
 close come in one batch, so that everything the message leads to is asked of a closed connection.
@@ -137,7 +132,7 @@ class Qh3Connection:
     __slots__ = (
         "_address",
         "_conn",
-        "_core_datagrams",
+        "_core_frame",
         "_next_key_update",
         "_pending",
         "_unanswered",
@@ -152,11 +147,13 @@ class Qh3Connection:
         self._up = False
         self._address: Address | None = None
         self._pending: deque[bytes] = deque()
-        self._core_datagrams = 0
-        """Frames inside the core that its pacer holds back, as far as can be told."""
+        self._core_frame = 0
+        """Bytes of the frame inside the core, 0 for none, as far as can be told from the packets that come
+        out.
+        """
         self._next_key_update = KEY_UPDATE_PACKETS
         self._unanswered = 0
-        """Packets, roughly, received since the last one was sent."""
+        """Buffers received since the last packet was sent."""
         self.cids: list[bytes] = [conn.host_cid]
         self.packets_sent = 0
 
@@ -166,7 +163,7 @@ class Qh3Connection:
 
     def receive(self, buffer: bytes, segment_size: int, address: Address, now: float) -> None:
         """Take received datagrams."""
-        self._unanswered += len(buffer) // segment_size + 1
+        self._unanswered += 1
         try:
             if self._up:
                 self._conn._core.receive_gro_buffer(buffer, segment_size, address, now)
@@ -189,12 +186,7 @@ class Qh3Connection:
         if timer is None:
             return None
         due: float = timer[1]
-        if timer[0] == "ack_application":
-            if self._unanswered <= LONELY_PACKETS:
-                # An answer is likely to follow and to carry the acknowledgement for nothing. Bursts,
-                # which a sender's window waits for, are acknowledged as fast as the core wants (1 ms).
-                due += ACK_SLACK_S
-        elif timer[0] == "pacing":
+        if timer[0] == "pacing":
             # The pacer saves up a burst: a wake-up for each single packet would cost more than the packet.
             due += PACING_SLACK_PACKETS * UDP_PAYLOAD * (core.smoothed_rtt or 0.0) / core.congestion_window
         return due
@@ -218,7 +210,7 @@ class Qh3Connection:
                         inbox.finished.add(stream_id)
                 elif kind == "datagram":
                     datagrams.append(event[1])
-                else:
+                elif kind != "ping_acknowledged":
                     self._slow_event(event, inbox)
         while (public := conn.next_event()) is not None:
             self._public_event(public, inbox)
@@ -272,20 +264,23 @@ class Qh3Connection:
         poll = core.poll_transmit
         pending = self._pending
         try:
-            if not pending and not self._core_datagrams:
+            if not pending and not self._core_frame:
                 # A packet costs one call of the core and no Python code; a failure leaves what came before.
                 out.extend(islice(iter(partial(poll, now), None), limit))
                 limit = 0
+            elif self._unanswered:
+                self._acknowledge_first(core, now, out)
             while len(out) < limit:
-                if pending and core.bytes_in_flight + DATAGRAM_PACKET <= self._datagram_window(core):
-                    core.send_datagram(pending.popleft())
-                    self._core_datagrams += 1
+                if pending and not self._core_frame and self._may_send_datagram(core, now):
+                    frame = pending.popleft()
+                    core.send_datagram(frame)
+                    self._core_frame = len(frame)
                 packet = poll(now)
                 if packet is None:
                     break
                 out.append(packet)
-                if self._core_datagrams and len(packet[0]) >= _DATAGRAM_PACKET_MIN:
-                    self._core_datagrams -= 1
+                if len(packet[0]) >= self._core_frame + _TAG_BYTES:
+                    self._core_frame = 0
         except Exception as error:
             # An acceptor whose answer exceeds three times what came (RFC 9000 section 8.1) fails here
             # instead of waiting; it goes on when the dialler's next packet comes.
@@ -297,11 +292,31 @@ class Qh3Connection:
             self.packets_sent += len(out)
             if self.packets_sent >= self._next_key_update:
                 self._update_key()
-        elif self._core_datagrams and not pending:
-            timer = core.get_timer()
-            if timer is None or timer[0] != "pacing":
-                self._core_datagrams = 0
         return out
+
+    @staticmethod
+    def _acknowledge_first(core: Any, now: float, out: list[tuple[bytes, Address]]) -> None:
+        """Have the acknowledgement that is due leave before any frame of the datagram lane.
+
+        An acknowledgement of many gaps does not fit beside such a frame; the core then fails, again and
+        again, and sends nothing at all. So it goes with stream data, if there is some, or with a PING.
+        """
+        packet = core.poll_transmit(now)
+        if packet is None:
+            core.send_ping(0)
+            packet = core.poll_transmit(now)
+        if packet is not None:
+            out.append(packet)
+
+    def _may_send_datagram(self, core: Any, now: float) -> bool:
+        """Tell whether window and pacer let a frame leave at once.
+
+        The core must never hold one: while it does and streams fill the window, it sends no acknowledgements.
+        """
+        if core.bytes_in_flight + DATAGRAM_PACKET > self._datagram_window(core):
+            return False
+        timer = core.get_timer()
+        return timer is None or timer[0] != "pacing" or timer[1] <= now
 
     def _update_key(self) -> None:
         self._next_key_update = self.packets_sent + KEY_UPDATE_PACKETS
@@ -374,7 +389,7 @@ class Qh3Connection:
             return 0
         window = (self._datagram_window(core) - core.bytes_in_flight) // DATAGRAM_PACKET
         bound = min(max(window, MIN_DATAGRAMS_QUEUED), MAX_DATAGRAMS_QUEUED)
-        return max(0, int(bound) - len(self._pending) - self._core_datagrams)
+        return max(0, int(bound) - len(self._pending) - bool(self._core_frame))
 
     @staticmethod
     def _datagram_window(core: Any) -> int:
