@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 CIRCUIT_LIFETIME_S = 7 * 3600
 """Asked of relays: the pool drains a circuit for at most six hours after its ten minutes."""
 LEASE_TIMEOUT_S = 30.0
+OFFLINE_TIMEOUT_S = 8.0
+"""While no guard can be reached: a program had better be told than wait for a cable to be plugged in."""
 SAMPLE_S = 0.25
 """How often circuits in use are looked at for signs of life: well under the half second of silence that
 brings an echo.
@@ -264,13 +266,16 @@ class ClientNode:
         """A lease, waiting up to LEASE_TIMEOUT_S. Raises NoCircuit with a sentence."""
         need = self._need(isolation, destination)
         self._refused.pop(need, None)  # an earlier waiter's
-        deadline = trio.current_time() + LEASE_TIMEOUT_S
+        begun = trio.current_time()
+        deadline = begun + LEASE_TIMEOUT_S
         while True:
             outcome = self._lease(need)
             if isinstance(outcome, Lease):
                 return outcome
             if isinstance(outcome, Refused):
                 raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
+            if outcome.trouble is Trouble.OFFLINE:
+                deadline = min(deadline, begun + OFFLINE_TIMEOUT_S)
             changed = self._changed
             with trio.move_on_at(deadline) as scope:
                 await changed.wait()
