@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overlay.demo.box import SYSTEM_PATH, LabError
+from overlay.demo.box import SYSTEM_PATH, LabError, wait_until
 
 if TYPE_CHECKING:
     from overlay.demo.lab import Lab
@@ -106,6 +106,10 @@ def join_as_root(lab: Lab, resolver: str | None) -> str:
     try:
         for entry in entries:
             lab.folder.note(entry)
+        # The holder is a process before it is in its namespace; the pair's other end must not land elsewhere.
+        inside = lab.run("internet", ["readlink", "/proc/self/ns/net"]).check().text.strip()
+        namespace = Path(f"/proc/{holder.pid}/ns/net")
+        wait_until(lambda: str(namespace.readlink()) == inside, 10, "the uplink's namespace")
         _run(["ip", "link", "add", veth, "type", "veth", "peer", "name", "up0", "netns", str(holder.pid)])
         _run(["ip", "addr", "add", f"{ours}/30", "dev", veth])
         _run(["ip", "link", "set", veth, "up"])

@@ -80,7 +80,12 @@ def test_a_guard_that_mistreats_packets(lab: SystemLab, bad: dict[str, Node], mo
             pages(lab, [f"{mode}{n}{i}" for i in range(6)], 5)
         assert "guard passed over" in watch.said(client)
         assert page_works(lab, 60) < 30
-        assert pages(lab, [f"{mode}after{i}" for i in range(3)], 20) == [0, 0, 0]
+        # A circuit that was built over the guard before it was passed over may still be handed out once.
+        wait_until(
+            lambda: pages(lab, [f"{mode}after{i}" for i in range(3)], 20) == [0, 0, 0],
+            90,
+            "sound circuits only",
+        )
         assert "circuit died" in watch.said(client)
     assert done(guard, mode) > before
     watch.check()
