@@ -24,6 +24,8 @@ COMMANDS = {
     "relay": ("overlay.cli.relay:relay", "Carry other people's traffic between relays."),
     "exit": ("overlay.cli.relay:exit_command", "Carry it and let it out to the internet."),
     "descriptor": ("overlay.cli.descriptor:descriptor", "Export this node's descriptor, or show one."),
+    "backup": ("overlay.cli.backup:backup", "Write this node into one encrypted file."),
+    "restore": ("overlay.cli.backup:restore", "Bring a node back from its backup."),
     "seedlist": ("overlay.cli.seedlist:seedlist", "Make, sign and show a network's list of relays."),
     "demo": ("overlay.cli.demo:demo", "A whole network on this machine, to try it all out."),
 }
