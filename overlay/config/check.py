@@ -28,9 +28,37 @@ def check_network(config: Config) -> list[str]:
     return problems
 
 
+def check_payments(config: Config) -> list[str]:
+    """Check what paying and being paid needs; nothing is needed while payments are off."""
+    payments = config.payments
+    if not payments.is_on:
+        given = [name for name, value in (("rpc", payments.rpc), ("purses", payments.purses)) if value]
+        return [f"payments.{name} is set, but payments.chain_id is not: say which chain" for name in given]
+    problems = []
+    if not payments.rpc:
+        problems.append("payments.rpc is not set: name at least one JSON-RPC endpoint of the chain")
+    if not payments.purses:
+        problems.append("payments.purses is not set: name the contract that the network's purses are in")
+    if payments.purses and payments.purses == payments.registry:
+        problems.append("payments.purses and payments.registry are the same address; they are two contracts")
+    if payments.max_in_purses_wei < payments.purse_deposit_wei:
+        problems.append(
+            "payments.max_in_purses is less than payments.purse_deposit: no purse could be opened"
+        )
+    if payments.purse_deposit_wei < payments.max_window_wei:
+        problems.append("payments.purse_deposit is less than payments.max_window: a purse could not fill it")
+    if payments.max_startup_credit_wei < payments.startup_credit_wei:
+        problems.append("payments.max_startup_credit is less than payments.startup_credit")
+    hour, day = payments.budget_per_hour_wei, payments.budget_per_day_wei
+    if hour is not None and day is not None and day < hour:
+        problems.append("payments.budget_per_day is less than payments.budget_per_hour")
+    return problems
+
+
 def check_relay(config: Config, *, with_network: bool = True) -> list[str]:
     """Check the settings of a relay or an exit; without a network for commands that only describe it."""
     problems = check_network(config) if with_network else []
+    problems += check_payments(config)
     relay = config.relay
     if not relay.listen:
         problems.append("relay.listen is empty: a relay answers on at least one address")
@@ -56,7 +84,7 @@ def check_relay(config: Config, *, with_network: bool = True) -> list[str]:
 
 def check_client(config: Config) -> list[str]:
     """Check the settings of a client."""
-    problems = check_network(config)
+    problems = [*check_network(config), *check_payments(config)]
     client = config.client
     if not client.socks:
         problems.append("client.socks is empty: programs need an address to reach the proxy at")

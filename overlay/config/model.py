@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 from exit.policy import DEFAULT_POLICY
 from overlay.config import values
 from overlay.config.values import Network, Parser
-from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET, Address
+from overlay.descriptor import Address
 from overlay.identity import NodeId
 
 T = TypeVar("T")
@@ -94,11 +94,17 @@ class RelayConfig:
         "then must name the addresses one by one.",
     )
     price_wei_per_packet: int = _setting(
-        "0",
-        values.integer(0, MAX_PRICE_WEI_PER_PACKET),
-        "Price in wei for each packet of 1384 bytes, either way. Nothing is charged yet.",
+        '"0"',
+        values.price_wei_per_packet,
+        'What you ask for yourself, either way: "0.05 per GB" in the chain\'s coin, or "69200 wei per '
+        'packet" (of 1384 bytes). Charged only with [payments]; customers learn it from your descriptor.',
+        key="price",
     )
-    payee: bytes = _setting('""', values.payee, "Account to be paid to, 0x and 40 digits. Not used yet.")
+    payee: bytes = _setting(
+        '""',
+        values.payee,
+        "Account to be paid to, 0x and 40 digits. Empty: that of payments.key_file.",
+    )
     country: str = _setting('""', values.country, "Country of the machine, two letters. Shown to customers.")
     family: str = _setting(
         '""',
@@ -254,6 +260,115 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentsConfig:
+    """[payments]: paying and being paid on an EVM chain. Off while chain_id is 0."""
+
+    chain_id: int = _setting(
+        "0", values.integer(0, 2**63 - 1), "Number of the chain, such as 100 for Gnosis. 0: no payments."
+    )
+    rpc: tuple[str, ...] = _setting(
+        "[]",
+        values.each(values.endpoint, at_most=8),
+        "JSON-RPC endpoints of the chain. Several of different companies are better: the next one is asked "
+        "when one fails, and of two that disagree about a purse the less favourable is believed.",
+    )
+    purses: bytes = _setting('""', values.payee, "Address of the contract that keeps the purses.")
+    registry: bytes = _setting('""', values.payee, "Address of the relays' registry. Empty: none is used.")
+    coin: str = _setting(
+        '"coin"',
+        values.matching(r"[A-Za-z][A-Za-z0-9.]{0,11}", "a coin's short name, such as ETH"),
+        "What the chain's coin is called where amounts are shown.",
+    )
+    key_file: str = _setting(
+        '""',
+        _FILE,
+        "This node's account: an Ethereum key file (keystore v3), which `hopfare wallet new` makes. It pays, "
+        "and is paid if relay.payee is empty. Empty: key.json in the state folder.",
+    )
+    passphrase_file: str = _setting(
+        '""',
+        _FILE,
+        "File whose first line is the key file's passphrase, readable by nobody else. Empty: the variable "
+        "HOPFARE_PASSPHRASE, or commands ask.",
+    )
+    confirmations: int = _setting(
+        "3", values.integer(0, 1000), "Blocks on top of a transaction before money in it is counted on."
+    )
+    max_window_wei: int = _setting(
+        '"0.01"',
+        values.amount_wei,
+        "Most that is prepaid on one link, so the most that one next hop can take without service. It "
+        "starts at 64 packets and grows with what is delivered. Too small for a fast link makes it slow.",
+        key="max_window",
+    )
+    purse_deposit_wei: int = _setting(
+        '"0.1"',
+        values.amount_wei,
+        "What is put into a new purse towards a next hop, and added whenever it is nearly used up. What "
+        "remains comes back after the contract's notice.",
+        key="purse_deposit",
+    )
+    max_in_purses_wei: int = _setting(
+        '"1"', values.amount_wei, "Most that all open purses may hold together.", key="max_in_purses"
+    )
+    startup_credit_wei: int = _setting(
+        '"0.001"',
+        values.amount_wei,
+        "For relays: what a neighbour may use before the opening of its purse is confirmed. It is lost if "
+        'the opening never is. "0": service waits for confirmation.',
+        key="startup_credit",
+    )
+    max_startup_credit_wei: int = _setting(
+        '"0.01"',
+        values.amount_wei,
+        "For relays: most start-up credit given to all neighbours together.",
+        key="max_startup_credit",
+    )
+    claim_multiple: int = _setting(
+        "20",
+        values.integer(1, 1_000_000),
+        "Tickets are claimed on the chain when they are worth this many times the gas of claiming them; "
+        "before a purse's unlock deadline in any case.",
+    )
+    claim_batch: int = _setting("32", values.integer(1, 64), "Most purses claimed in one transaction.")
+    claim_interval_s: float = _setting(
+        '"1m"',
+        values.duration_s("1s", "1d"),
+        "How often the chain is looked at for what there is to claim.",
+        key="claim_interval",
+    )
+    claim_margin_s: float = _setting(
+        '"6h"',
+        values.duration_s("1s", "30d"),
+        "How long before a purse's unlock deadline its tickets are claimed whatever the gas costs.",
+        key="claim_margin",
+    )
+    budget_per_hour_wei: int | None = _setting(
+        '""',
+        values.optional(values.amount_wei),
+        "For customers: most that is spent in any hour; then traffic stops, and says so. Empty: no limit.",
+        key="budget_per_hour",
+    )
+    budget_per_day_wei: int | None = _setting(
+        '""',
+        values.optional(values.amount_wei),
+        "For customers: most that is spent in any day. Empty: no limit.",
+        key="budget_per_day",
+    )
+    budget_per_gb_wei: int | None = _setting(
+        '""',
+        values.optional(values.amount_wei),
+        "For customers: most that a gigabyte may cost; no dearer path is chosen. Empty: no limit.",
+        key="budget_per_gb",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is paid at all."""
+        return self.chain_id != 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A whole configuration, each value checked by itself (for their agreement: `overlay.config.check`)."""
 
@@ -262,10 +377,15 @@ class Config:
     exit: ExitConfig = ExitConfig()
     client: ClientConfig = ClientConfig()
     network: NetworkConfig = NetworkConfig()
+    payments: PaymentsConfig = PaymentsConfig()
     state_dir: Path = Path("/var/lib/hopfare")
     """`node.state_dir` made absolute."""
     seed_list: Path | None = None
     """`network.seed_list` made absolute, against the configuration file's folder."""
+    key_file: Path = Path("/var/lib/hopfare/key.json")
+    """`payments.key_file` made absolute."""
+    passphrase_file: Path | None = None
+    """`payments.passphrase_file` made absolute."""
     file: Path | None = None
     """The file it came from; None if there is none."""
 
@@ -276,6 +396,7 @@ SECTIONS: dict[str, type[Any]] = {
     "exit": ExitConfig,
     "client": ClientConfig,
     "network": NetworkConfig,
+    "payments": PaymentsConfig,
 }
 
 

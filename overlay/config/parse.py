@@ -24,6 +24,7 @@ from overlay.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "HOPFARE_"
 MAX_FILE_BYTES = 1 << 20
+KEY_FILE_NAME = "key.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,15 @@ def parse_config(
     sections = {name: SECTIONS[name](**values) for name, values in reader.values.items()}
     config = Config(**sections, file=file)
     state_dir = config.node.state_dir or _default_state_dir(surroundings)
+    folder = _absolute(state_dir, surroundings)
     seed_list = config.network.seed_list
+    key_file, passphrase_file = config.payments.key_file, config.payments.passphrase_file
     return dataclasses.replace(
         config,
-        state_dir=_absolute(state_dir, surroundings),
+        state_dir=folder,
         seed_list=_absolute(seed_list, surroundings) if seed_list else None,
+        key_file=_absolute(key_file, surroundings) if key_file else folder / KEY_FILE_NAME,
+        passphrase_file=_absolute(passphrase_file, surroundings) if passphrase_file else None,
     )
 
 

@@ -10,10 +10,12 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+from urllib.parse import urlsplit
 
-from overlay.descriptor import Address
+from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET, Address
 from overlay.errors import DecodeError
 from overlay.identity import NodeId, parse_node_id
+from payments.pricing import parse_coin, wei_per_packet
 
 T = TypeVar("T")
 Parser = Callable[[object], T]
@@ -28,6 +30,8 @@ _BYTE_UNITS = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 _BIT_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+_WEI_UNITS = {"wei": 1, "kwei": 10**3, "mwei": 10**6, "gwei": 10**9}
+_PRICE = re.compile(r"(.+?)\s*(?:/|\bper\b)\s*(gb|gigabyte|packet)", re.IGNORECASE)
 _PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
 
 
@@ -205,6 +209,64 @@ def payee(value: object) -> bytes:
         if re.fullmatch(r"0x[0-9a-fA-F]{40}", value):
             return bytes.fromhex(value[2:])
     raise ValueError('must be an account: "0x" and 40 hexadecimal digits, or "" for none')
+
+
+def amount_wei(value: object) -> int:
+    """An amount in the chain's coin, or with a unit in wei; returned in wei."""
+    hint = 'must be an amount in the chain\'s coin, such as "0.05", or with a unit: "2000 gwei"'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f'{hint} (do you mean "{value}"?)')
+    if not isinstance(value, str):
+        raise ValueError(hint)
+    number, _, unit = value.strip().partition(" ")
+    try:
+        if not unit:
+            return parse_coin(number)
+        scale = _WEI_UNITS[unit.strip().lower()]
+        wei = parse_coin(number) * scale
+    except (ValueError, KeyError):
+        raise ValueError(hint) from None
+    if wei % 10**18:
+        raise ValueError("must be whole wei")
+    return wei // 10**18
+
+
+def price_wei_per_packet(value: object) -> int:
+    """A price per gigabyte in the chain's coin, or per packet in wei; returned in whole wei per packet,
+    rounded up.
+    """
+    hint = 'must be a price such as "0.05 per GB" (in the chain\'s coin) or "69200 wei per packet"'
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0
+    match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            hint += f' (do you mean "{value} per GB"?)'
+        raise ValueError(hint)
+    try:
+        wei = amount_wei(match[1])
+    except ValueError:
+        raise ValueError(hint) from None
+    if match[2].lower() != "packet":
+        wei = wei_per_packet(wei)
+    if wei > MAX_PRICE_WEI_PER_PACKET:
+        raise ValueError(f"must be at most {MAX_PRICE_WEI_PER_PACKET} wei per packet")
+    return wei
+
+
+def endpoint(value: object) -> str:
+    """The URL of a chain's JSON-RPC endpoint."""
+    hint = 'must be the URL of a JSON-RPC endpoint, such as "https://rpc.example.org/key"'
+    if not isinstance(value, str):
+        raise ValueError(hint)
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or not value.isprintable() or " " in value:
+        raise ValueError(hint)
+    return value
 
 
 def each(parse: Parser[T], *, at_most: int) -> Parser[tuple[T, ...]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.config.check import check_client, check_network, check_relay, list_warnings
+from overlay.config.check import check_client, check_network, check_payments, check_relay, list_warnings
 from overlay.config.default import render_config, render_manual
 from overlay.config.lines import find_places
 from overlay.config.model import SECTIONS, Config, list_settings
@@ -142,7 +142,21 @@ seed_list_key = "{NODE.name}"
         ("[relay]\ncapacity = '100 Mbit'", "must be a rate with its unit"),
         ("[relay]\ncapacity = '100 pints/s'", "must be a rate with its unit"),
         ("[relay]\npayee = '0x12'", "must be an account"),
-        ("[relay]\nprice_wei_per_packet = -1", "must be a whole number from 0"),
+        ("[relay]\nprice = -1", "must be a price such as"),
+        ("[relay]\nprice = 0.05", 'do you mean "0.05 per GB"?'),
+        ("[relay]\nprice = '0.05 per MB'", 'must be a price such as "0.05 per GB"'),
+        ("[relay]\nprice = '0.5 wei per packet'", "must be a price such as"),
+        ("[relay]\nprice = '2 per packet'", "must be at most 1000000000000000000 wei per packet"),
+        ("[payments]\nchain_id = '100'", 'h.toml, line 2: payments.chain_id = "100": must be a whole number'),
+        ("[payments]\nrpc = 'localhost:8545'", "must be the URL of a JSON-RPC endpoint"),
+        ("[payments]\nrpc = ['http://a/', 'ftp://b/']", '"ftp://b/" must be the URL'),
+        ("[payments]\npurses = '0x12'", "must be an account"),
+        ("[payments]\npurse_deposit = 0.5", 'do you mean "0.5"?'),
+        ("[payments]\npurse_deposit = '-1'", "must be an amount in the chain's coin"),
+        ("[payments]\npurse_deposit = '1 mwei gwei'", "must be an amount in the chain's coin"),
+        ("[payments]\nmax_window = '1 pound'", "must be an amount in the chain's coin"),
+        ("[payments]\nbudget_per_day = '0.0000000000000000001'", "must be an amount in the chain's coin"),
+        ("[payments]\nclaim_batch = 65", "must be a whole number from 1 to 64"),
         ("[relay]\nfamily = 'a b'", "must be at most 32 letters"),
         ("[exit]\nallow_ranges = ['10.0.0.1/8']", 'must be the network itself: "10.0.0.0/8"'),
         ("[exit]\nallow_ranges = ['ten']", "must be a network such as"),
@@ -301,3 +315,53 @@ def test_any_value_is_read_or_refused(section, data):
         setting.parse(value)
     except ValueError as error:
         assert str(error)
+
+
+def test_amounts_of_money_are_exact():
+    config = parse(
+        """
+[relay]
+price = "0.05 per GB"
+[payments]
+chain_id = 100
+rpc = ["https://one.example/key", "http://127.0.0.1:8545"]
+purses = "0x%s"
+max_window = "2000000 gwei"
+purse_deposit = "0.123456789012345678"
+budget_per_day = "1 wei"
+passphrase_file = "secret"
+"""
+        % ("cd" * 20),
+        environ={"HOPFARE_PAYMENTS__BUDGET_PER_GB": "0.1"},
+    )
+    assert config.relay.price_wei_per_packet == 69_200_000_000 == 5 * 10**16 * 1384 // 10**9
+    payments = config.payments
+    assert payments.is_on and not parse().payments.is_on
+    assert payments.max_window_wei == 2 * 10**15
+    assert payments.purse_deposit_wei == 123456789012345678
+    assert payments.budget_per_day_wei == 1
+    assert payments.budget_per_hour_wei is None
+    assert payments.budget_per_gb_wei == 10**17
+    assert config.key_file == Path("/home/ann/.local/state/hopfare/key.json")
+    assert config.passphrase_file == Path("/etc/hopfare/secret")
+    assert check_payments(config) == []
+    assert parse("[relay]\nprice = '7 wei / packet'").relay.price_wei_per_packet == 7
+    assert parse("[relay]\nprice = '1 wei per GB'").relay.price_wei_per_packet == 1, "rounded up"
+
+
+@pytest.mark.parametrize(
+    ("toml", "complaint"),
+    [
+        ("chain_id = 5", "payments.rpc is not set"),
+        ("chain_id = 5", "payments.purses is not set"),
+        ("rpc = 'http://x/'", "payments.rpc is set, but payments.chain_id is not"),
+        ("chain_id = 5\nmax_in_purses = '1 wei'", "payments.max_in_purses is less than"),
+        ("chain_id = 5\npurse_deposit = '1 wei'", "payments.purse_deposit is less than payments.max_window"),
+        ("chain_id = 5\nmax_startup_credit = '1 wei'", "payments.max_startup_credit is less"),
+        ("chain_id = 5\nbudget_per_hour = '1'\nbudget_per_day = '0.5'", "payments.budget_per_day is less"),
+    ],
+)
+def test_settings_of_payments_that_do_not_agree(toml, complaint):
+    config = parse(f"[payments]\n{toml}")
+    assert any(problem.startswith(complaint) for problem in check_payments(config))
+    assert set(check_payments(config)) <= set(check_client(config)) & set(check_relay(config))
