@@ -1,6 +1,6 @@
 """What path choice knows of a relay, what a customer demands of a path, and why there is none.
 
-Specification: docs/protocol/pool.md. The rules are applied by `circuits.path_index` and `circuits.path`.
+The fields are all there is to a choice: nothing else of a relay's descriptor reaches it. Specification: docs/protocol/pool.md. The rules are applied by `circuits.path_index` and `circuits.path`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class Position(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A relay as path choice sees it. `operator`: whoever is paid (payee as text), empty if unknown, as
-    `family` and `country`.
+    """A relay as path choice sees it. `operator`: whoever runs it, as the root list says (as a rule the payee
+    as text), empty if unknown, as `family` and `country`, which are the relay's own word.
 
-    `capacity_bytes_per_s` is the relay's own word (0: none); `quality` (0 to 1) this node's own measurement;
-    `stake_wei` from the registry.
+    `members`: the identities that the relay calls its family; it counts where both relays name each other.
+    `payee` (20 bytes or empty) is proven by its key. `capacity_bytes_per_s` is the relay's own word (0:
+    none); `measured_bytes_per_s` (0: not yet) and `quality` (0 to 1) are this node's own measurements
+    (`circuits.quality`), and cap what the relay says; `stake_wei` is from the root list.
     """
 
     node_id: bytes
@@ -55,6 +57,9 @@ class Candidate:
     quality: float = 1.0
     stake_wei: int = 0
     suites: tuple[int, ...] = (1, 2)
+    payee: bytes = b""
+    members: tuple[bytes, ...] = ()
+    measured_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Only:
             or candidate.country in self.countries
             or candidate.operator in self.operators
             or candidate.family in self.operators
+            or candidate.payee.hex() in self.operators
         )
 
     def admits(self, candidate: Candidate) -> bool:
@@ -87,6 +93,7 @@ class Only:
                 not self.operators
                 or candidate.operator in self.operators
                 or candidate.family in self.operators
+                or candidate.payee.hex() in self.operators
             )
         )
 
@@ -97,8 +104,8 @@ class Constraints:
 
     `max_price_wei_per_packet` is for the whole path, as the client pays it (None: any). `ports`: the exit
     must serve all of them. `own_families`: IP versions (4, 6) in which this node reaches its guard.
-    `distinct_networks` False lets relays share a /16 or /32, for a test network on one machine. Raises
-    ValueError for hops outside 1 to 4.
+    `distinct_networks` False lets relays share a /16 or /32, for a test network on one machine;
+    `distinct_countries` forbids two relays in one country. Raises ValueError for hops outside 1 to 4.
     """
 
     hops: int = 3
@@ -113,11 +120,23 @@ class Constraints:
     suites: tuple[int, ...] = (2, 1)
     own_families: frozenset[int] = frozenset({4, 6})
     distinct_networks: bool = True
+    distinct_countries: bool = False
 
     def __post_init__(self) -> None:
         """Check the number of hops."""
         if not 1 <= self.hops <= RECORDS:
             raise ValueError(f"a path has 1 to {RECORDS} hops")
+
+
+PACKET_BYTES = 1384  # one unit, what a price is for
+
+
+def show_price(wei_per_packet: int) -> str:
+    """Return a price for people: per gigabyte in the chain's coin, or in wei per packet where that is
+    clearer.
+    """
+    per_gb = wei_per_packet * 1e9 / PACKET_BYTES / 1e18
+    return f"{per_gb:.4g} per GB" if per_gb >= 1e-6 else f"{wei_per_packet} wei per packet"
 
 
 @dataclass(frozen=True, slots=True)
