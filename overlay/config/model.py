@@ -18,6 +18,7 @@ from overlay.config import values
 from overlay.config.values import Network, Parser
 from overlay.descriptor import Address
 from overlay.identity import NodeId
+from payments.books import MAX_CHAIN_ID
 
 T = TypeVar("T")
 
@@ -75,6 +76,12 @@ class NodeConfig:
         "Most that packets waiting in this process may take. Above it the circuits that hold the most are\n"
         "ended.",
         key="memory_limit",
+    )
+    metrics: Address | None = _setting(  # noqa: RUF009 - the value is immutable
+        '""',
+        values.optional(values.address),
+        "Address for Prometheus to fetch metrics from by HTTP, such as \"127.0.0.1:9433\". Totals only;\n"
+        "yet keep it from strangers, to whom times and totals say something. Empty: none.",
     )
 
 
@@ -264,7 +271,7 @@ class PaymentsConfig:
     """[payments]: paying and being paid on an EVM chain. Off while chain_id is 0."""
 
     chain_id: int = _setting(
-        "0", values.integer(0, 2**63 - 1), "Number of the chain, such as 100 for Gnosis. 0: no payments."
+        "0", values.integer(0, MAX_CHAIN_ID), "Number of the chain, such as 100 for Gnosis. 0: no payments."
     )
     rpc: tuple[str, ...] = _setting(
         "[]",

@@ -33,6 +33,7 @@ from overlay.node.directory_host import explain_no_extend
 from overlay.node.io.exit_side import ExitSide, open_exit_side
 from overlay.node.io.files import load_directory, load_identity, load_onion_keys
 from overlay.node.io.local import lock_state, serve_local
+from overlay.node.io.metrics import serve_metrics
 from overlay.node.io.process import settle
 from overlay.node.suites import offered_suites
 from overlay.node.switch import CircuitSwitch
@@ -333,6 +334,7 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             )
         # Everything that needs privileges is done; what undoes the exit's network needs this one.
         drop_capabilities((CAP_NET_ADMIN,) if as_exit else ())
+        await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
         nursery.start_soon(_keep_time, node)
         nursery.start_soon(_keep_directory, node, config)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)

@@ -24,6 +24,7 @@ from overlay.logs import get_logger
 from overlay.node.client import ClientNode
 from overlay.node.io.files import load_directory
 from overlay.node.io.local import lock_state, serve_local
+from overlay.node.io.metrics import serve_metrics
 from overlay.node.io.process import settle
 from overlay.socks.io.listeners import open_listeners, systemd_descriptors
 from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
@@ -92,6 +93,7 @@ async def run_client(
 
         # The namespace's helper has what it needs; this process needs no privilege from here on.
         drop_capabilities(())
+        await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
         nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
         nursery.start_soon(node.keep_pool)

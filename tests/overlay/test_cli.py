@@ -113,7 +113,7 @@ def test_init_makes_what_a_node_needs_and_overwrites_nothing(run, home):
     assert status == 0
     toml = tomllib.loads((home / "hopfare.toml").read_text())
     assert toml == {
-        "node": {}, "exit": {}, "network": {}, "client": {"hops": 2},
+        "node": {}, "exit": {}, "network": {}, "payments": {}, "client": {"hops": 2},
         "relay": {"advertise": "192.0.2.1:4433"},
     }  # fmt: skip
     identity = Identity.load(home / "state" / "identity")
