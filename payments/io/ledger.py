@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -209,6 +209,24 @@ class Ledger:
                     (*_fields(purse), _sortable(max(0, state.number - _KEPT_BOOKS))),
                 )
         self._generations[key] = generation + 1
+
+    def purses(self, side: Side, domain: Domain) -> list[tuple[PurseKeyed, PurseState, int]]:
+        """Return every purse on our `side` in `domain`: which, its state, and the wei noted as claimed.
+
+        For showing, not for going on with: a damaged record is left out.
+        """
+        decode = decode_payer_state if side == "payer" else decode_payee_state
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT payer, payee, record, claimed_wei FROM purses "
+                "WHERE side=? AND chain=? AND contract=? ORDER BY payer, payee",
+                (side, domain.chain_id, domain.contract),
+            ).fetchall()
+        found = []
+        for payer, payee, record, claimed in rows:
+            with suppress(DecodeError):
+                found.append((PurseKeyed(domain, payer, payee), decode(record), int(claimed)))
+        return found
 
     def claims(self, domain: Domain, payee: bytes) -> list[tuple[Claim, int]]:
         """Return every claim that the ledger allows `payee`, with the wei that was claimed already."""

@@ -66,6 +66,7 @@ class Redeemer:
         self._interval_s = interval_s
         self._on_purse = on_purse
         self._average: GasAverage | None = None
+        self._lock = trio.Lock()
 
     async def run(self) -> None:
         """Redeem until cancelled; a claim under way is found again by the next run."""
@@ -91,8 +92,13 @@ class Redeemer:
     async def round(self, force: bool = False) -> RoundResult:
         """Look once, claim what is to be claimed (`force`: all that brings more than its gas), wait for it.
 
-        Raises ChainError as the chain and the sender do. Harmless to repeat at any time.
+        Raises ChainError as the chain and the sender do. Harmless to repeat at any time; of two calls at
+        once the second begins when the first is done.
         """
+        async with self._lock:
+            return await self._round(force)
+
+    async def _round(self, force: bool) -> RoundResult:
         purses = await self._read_purses()
         newest = await self._chain.block()
         price = newest.base_fee_wei + (await self._chain.fees()).tip_wei

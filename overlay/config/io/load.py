@@ -31,10 +31,11 @@ def load_config(
 ) -> Config:
     """Read the configuration from `file` (None: the default place, which may be missing) with its overrides.
 
-    Raises ConfigError with all problems, or if a file that was asked for cannot be read.
+    With payments on, an empty `relay.payee` becomes the address that the key file names. Raises ConfigError
+    with all problems, or if a file that was asked for cannot be read.
     """
     asked_for = file is not None or bool(environ.get(FILE_VARIABLE))
-    location = (file or default_file(environ)).absolute()
+    location: Path | None = (file or default_file(environ)).absolute()
     toml = ""
     if asked_for or location.exists():
         try:
@@ -44,16 +45,20 @@ def load_config(
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(f"{location}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-        return parse_config(
-            toml,
-            surroundings=read_surroundings(location.parent, environ),
-            file=location,
-            environ=environ,
-            overrides=overrides,
-        )
-    return parse_config(
-        toml, surroundings=read_surroundings(Path.cwd(), environ), environ=environ, overrides=overrides
+    else:
+        location = None
+    config = parse_config(
+        toml,
+        surroundings=read_surroundings(location.parent if location else Path.cwd(), environ),
+        file=location,
+        environ=environ,
+        overrides=overrides,
     )
+    if not config.payments.is_on:
+        return config
+    from overlay.node.io.account import with_payee
+
+    return with_payee(config)
 
 
 def read_surroundings(folder: Path, environ: Mapping[str, str] = os.environ) -> Surroundings:
