@@ -35,7 +35,8 @@ def load_config(
     with all problems, or if a file that was asked for cannot be read.
     """
     asked_for = file is not None or bool(environ.get(FILE_VARIABLE))
-    location: Path | None = (file or default_file(environ)).absolute()
+    location = (file or default_file(environ)).absolute()
+    found: Path | None = None
     toml = ""
     if asked_for or location.exists():
         try:
@@ -45,12 +46,11 @@ def load_config(
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(f"{location}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    else:
-        location = None
+        found = location
     config = parse_config(
         toml,
-        surroundings=read_surroundings(location.parent if location else Path.cwd(), environ),
-        file=location,
+        surroundings=read_surroundings(found.parent if found else Path.cwd(), environ),
+        file=found,
         environ=environ,
         overrides=overrides,
     )

@@ -73,8 +73,8 @@ def open_account(config: Config, ask: AskPassphrase | None = None) -> Iterator[P
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise PurseBusyError(
-                f"Another hopfare process uses the key {config.key_file}: one account, one process. Stop that "
-                "one, or give this one a key of its own."
+                f"Another hopfare process uses the key {config.key_file}: one account, one process. Stop "
+                "that one, or give this one a key of its own."
             ) from None
         yield read_key_file(config.key_file, read_passphrase(config, ask))
     finally:
