@@ -1,6 +1,7 @@
 """What path choice knows of a relay, what a customer demands of a path, and why there is none.
 
-The fields are all there is to a choice: nothing else of a relay's descriptor reaches it. Specification: docs/protocol/pool.md. The rules are applied by `circuits.path_index` and `circuits.path`.
+The fields are all there is to a choice: nothing else of a relay's descriptor reaches it. Specification:
+docs/protocol/pool.md. The rules are applied by `circuits.path_index` and `circuits.path`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from circuits.building.messages import Address
 from circuits.building.records import RECORDS
+from circuits.params import UNIT
 
 Network = IPv4Network | IPv6Network
 
@@ -128,14 +130,11 @@ class Constraints:
             raise ValueError(f"a path has 1 to {RECORDS} hops")
 
 
-PACKET_BYTES = 1384  # one unit, what a price is for
-
-
 def show_price(wei_per_packet: int) -> str:
     """Return a price for people: per gigabyte in the chain's coin, or in wei per packet where that is
     clearer.
     """
-    per_gb = wei_per_packet * 1e9 / PACKET_BYTES / 1e18
+    per_gb = wei_per_packet * 1e9 / UNIT / 1e18
     return f"{per_gb:.4g} per GB" if per_gb >= 1e-6 else f"{wei_per_packet} wei per packet"
 
 

@@ -1,31 +1,36 @@
 """Choice of a path: exit first, then the guard, then the middles.
 
-Owns what depends on relays chosen before: no two of one identity, family, operator or network, a common
-IP version between neighbours, the price of the whole path. The static rules are in `circuits.path_index`,
-guards and second layer in `circuits.guards`. Specification: docs/protocol/pool.md, section "Paths".
+Owns what depends on relays chosen before: no two of one identity, family, operator, network or (if asked)
+country, a common IP version between neighbours, the price of the whole path. The static rules are in
+`circuits.path_index`, guards and second layer in `circuits.guards`. Specification: docs/protocol/pool.md,
+section "Paths".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from circuits.building.client import BuildHop
 from circuits.building.messages import Address, price_chain
-from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Position
+from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Position, Step, show_price
 from circuits.guards import GuardSet, Moment
-from circuits.path_index import Entry, Selection
+from circuits.path_index import Entry, Selection, most_affordable
 
 ATTEMPTS = 6  # an exit may leave no guard or middle; the next draw takes another
 
 
 @dataclass(frozen=True, slots=True)
 class PathHop:
-    """One relay of a path, the address its neighbour before reaches it at, and why it was chosen."""
+    """One relay of a path, the address its neighbour before reaches it at, and why it was chosen: in words,
+    and how many candidates each static rule left.
+    """
 
     position: Position
     candidate: Candidate
     address: Address
     reason: str
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,34 @@ def choose_path(constraints: Constraints, guards: GuardSet, moment: Moment) -> P
     return result
 
 
+def violation(path: Path, constraints: Constraints) -> str | None:
+    """Return which of the customer's rules a path breaks, as a clause, or None if it keeps all of them.
+
+    For circuits that stand when the rules change; ports and IPv6 are for the flows to ask.
+    """
+    if len(path.hops) != constraints.hops:
+        return f"it has {len(path.hops)} relays, not {constraints.hops}"
+    limit = constraints.max_price_wei_per_packet
+    if limit is not None and path.price_wei_per_packet > limit:
+        return f"it costs {show_price(path.price_wei_per_packet)}, more than {show_price(limit)}"
+    entries = [Entry(hop.candidate) for hop in path.hops]
+    for hop in path.hops:
+        only = {
+            Position.EXIT: constraints.exits,
+            Position.GUARD: constraints.guards,
+            Position.MIDDLE: constraints.middles,
+        }[hop.position]
+        if not only.admits(hop.candidate):
+            return f"its {hop.position.value} is not one of those asked for"
+        if constraints.banned.touches(hop.candidate):
+            return f"its {hop.position.value} is banned"
+    if constraints.distinct_countries:
+        countries = [entry.country for entry in entries if entry.country]
+        if len(set(countries)) != len(countries):
+            return "two of its relays are in one country"
+    return None
+
+
 class _Choice:
     """One call of `choose_path`."""
 
@@ -100,7 +133,7 @@ class _Choice:
         # The guard most likely to be used is kept out of the exits' draw: guards are few, exits many.
         usual = self._guards.choose_guard(selection, self._is_useful, self._moment)
         if usual is None and self._useless_guards:
-            return self._related(Position.MIDDLE, middles, "middle", "the guard and the exit")
+            return self._no_middle(middles, [], None)
         if usual is None:
             return self._no_guard_reachable()
         found = self._draw_exit([usual[0]])
@@ -109,26 +142,27 @@ class _Choice:
         if isinstance(found, NoPath):
             return found
         exit_entry = found[0]
+        rules = self._rules([], [exit_entry], touching=hops == 2)
 
         def fits(entry: Entry) -> bool:
-            return self._is_useful(entry) and self._fits(entry, [exit_entry], touching=hops == 2)
+            return self._is_useful(entry) and all(keep(entry) for _, _, keep in rules)
 
         guard = self._guards.choose_guard(selection, fits, self._moment)
         if guard is None:
             if any(fits(entry) for entry in selection.entries):
                 return self._no_guard_reachable()
-            return self._related(Position.GUARD, selection, "guard", "the exit")
+            return self._nobody(Position.GUARD, selection, rules, "the exit")
         chosen = [(Position.GUARD, *guard)]
         for number in range(hops - 2):
-            middle = self._draw_middle(
-                middles, [entry for _, entry, _ in chosen], exit_entry, hops - 3 == number
-            )
+            before = [entry for _, entry, _ in chosen]
+            last = hops - 3 == number
+            middle = self._draw_middle(middles, before, exit_entry, last=last)
             if middle is None:
                 # First other exits are tried; only then other guards, because a guard that is added stays.
                 self._failures += 1
                 if self._failures > ATTEMPTS // 2:
                     self._useless_guards.add(guard[0].candidate.node_id)
-                return self._related(Position.MIDDLE, middles, "middle", "the guard and the exit")
+                return self._no_middle(middles, before, exit_entry, last=last)
             chosen.append((Position.MIDDLE, *middle))
         chosen.append((Position.EXIT, *found))
         return self._finish(chosen)
@@ -138,10 +172,10 @@ class _Choice:
 
     def _draw_exit(self, others: list[Entry]) -> tuple[Entry, str] | NoPath:
         moment, selection = self._moment, self._exits
-        touching = self._constraints.hops == 2
+        rules = self._rules(others, [], touching=self._constraints.hops == 2)
 
         def fits(entry: Entry) -> bool:
-            return self._fits(entry, others, touching=touching, is_exit=True)
+            return all(keep(entry) for _, _, keep in rules)
 
         def works(entry: Entry) -> bool:
             return fits(entry) and not moment.backoff.is_waiting(entry.candidate.node_id, moment.now)
@@ -152,43 +186,77 @@ class _Choice:
         found = selection.draw(fits, moment.rng)
         if found is not None:
             return found, "drawn from exits that failed lately; there is no other"
-        return self._related(Position.EXIT, selection, "exit", "the guard")
+        return self._nobody(Position.EXIT, selection, rules, "the guard")
 
     def _draw_middle(
-        self, selection: Selection, before: list[Entry], exit_entry: Entry, last: bool
+        self, selection: Selection, before: list[Entry], exit_entry: Entry, *, last: bool
     ) -> tuple[Entry, str] | None:
+        rules = self._rules(before, [exit_entry], touching=True, last=last)
+
         def fits(entry: Entry) -> bool:
-            return (
-                not before[-1].families.isdisjoint(entry.families)
-                and (not last or not entry.families.isdisjoint(exit_entry.families))
-                and self._fits(entry, [*before, exit_entry])
-            )
+            return all(keep(entry) for _, _, keep in rules)
 
         return self._guards.choose_middle(selection, fits, self._moment)
 
-    def _fits(
-        self, entry: Entry, others: list[Entry], *, touching: bool = False, is_exit: bool = False
-    ) -> bool:
-        """Tell whether a relay goes with those chosen: unrelated, affordable, and with a common IP
-        version if they touch.
+    def _rules(
+        self, before: list[Entry], after: list[Entry], *, touching: bool, last: bool = True
+    ) -> list[_Rule]:
+        """Return what a relay must fulfil beside those chosen, which stand before and after it on the path.
+
+        `touching`: it is the neighbour of the last of `before`, and (`last`) of the first of `after`. The
+        order is that of the telling.
         """
-        constraints = self._constraints
-        if any(entry.is_related(other, constraints.distinct_networks) for other in others):
-            return False
-        if touching and others and all(entry.families.isdisjoint(other.families) for other in others):
-            return False
-        limit = constraints.max_price_wei_per_packet
-        if limit is None:
-            return True
-        # `others` are in path order, the exit last if it is known; relays still open count as the
-        # cheapest there is.
-        place = len(others) if is_exit else max(0, len(others) - 1)
-        known = [*others[:place], entry, *others[place:]]
-        prices = [e.candidate.price_wei_per_packet for e in known]
-        open_hops = constraints.hops - len(prices)
-        at = max(0, len(prices) - 1)
-        prices[at:at] = [self._cheapest] * open_hops
-        return price_chain(prices)[0][0] <= limit
+        others = [*before, *after]
+        rules: list[_Rule] = []
+        if others:
+            owners = frozenset[str | bytes]().union(*(other.owners for other in others))
+            rules.append(
+                (
+                    NoPathKind.RELATED,
+                    "shares no identity, family or operator",
+                    lambda e: owners.isdisjoint(e.owners),
+                )
+            )
+        if others and self._constraints.distinct_networks:
+            networks = frozenset(network for other in others for network in other.networks)
+            rules.append(
+                (
+                    NoPathKind.RELATED,
+                    "shares no network (/16, /32)",
+                    lambda e: networks.isdisjoint(e.networks),
+                )
+            )
+        if others and self._constraints.distinct_countries:
+            countries = {other.country for other in others} - {""}
+            rules.append((NoPathKind.RELATED, "is in another country", lambda e: e.country not in countries))
+        if touching:
+            neighbours = [*before[-1:], *(after[:1] if last else [])]
+            rules.append(
+                (
+                    NoPathKind.RELATED,
+                    "has an IP version in common with its neighbours",
+                    lambda e: all(not e.families.isdisjoint(n.families) for n in neighbours),
+                )
+            )
+        limit = self._constraints.max_price_wei_per_packet
+        if limit is not None and others:
+            # Relays still open count as the cheapest there is.
+            still = [self._cheapest] * (self._constraints.hops - 1 - len(others))
+            ask = [e.candidate.price_wei_per_packet for e in before]
+            onward = [e.candidate.price_wei_per_packet for e in after]
+            most = (
+                most_affordable(ask, [*still, *onward], limit)
+                if after
+                else most_affordable([*ask, *still], [], limit)
+            )
+            rules.append(
+                (
+                    NoPathKind.PRICE,
+                    f"keeps the path's price at {show_price(limit)}",
+                    lambda e: e.candidate.price_wei_per_packet <= most,
+                )
+            )
+        return rules
 
     def _finish(self, chosen: list[tuple[Position, Entry, str]]) -> Path | NoPath:
         families = self._constraints.own_families
@@ -198,9 +266,14 @@ class _Choice:
             if address is None:
                 sentence = "two neighbours of the path have no IP version in common"
                 return NoPath(NoPathKind.RELATED, position, sentence)
-            hops.append(PathHop(position, entry.candidate, address, reason))
+            steps = self._moment.index.select(position, self._constraints).steps
+            hops.append(PathHop(position, entry.candidate, address, reason, steps))
             families = entry.families
         price = price_chain([hop.candidate.price_wei_per_packet for hop in hops])[0][0]
+        limit = self._constraints.max_price_wei_per_packet
+        if limit is not None and price > limit:
+            sentence = f"no path of {len(hops)} relays costs at most {show_price(limit)}"
+            return NoPath(NoPathKind.PRICE, Position.EXIT, sentence)
         return Path(tuple(hops), price)
 
     def _no_guard_reachable(self) -> NoPath:
@@ -209,19 +282,32 @@ class _Choice:
         sentence = f"no guard can be reached ({len(self._guards.guards)} tried); next attempt in {wait_s} s"
         return NoPath(NoPathKind.UNREACHABLE, Position.GUARD, sentence, (), retry_at)
 
-    def _related(self, position: Position, selection: Selection, what: str, others: str) -> NoPath:
-        """Tell why none of a selection goes with the others: the price, if that is what is in the way,
-        else relation.
-        """
-        count = len(selection.entries)
+    def _no_middle(
+        self, selection: Selection, before: list[Entry], exit_entry: Entry | None, *, last: bool = True
+    ) -> NoPath:
+        rules = [] if exit_entry is None else self._rules(before, [exit_entry], touching=True, last=last)
+        return self._nobody(Position.MIDDLE, selection, rules, "the guard and the exit")
+
+    def _nobody(self, position: Position, selection: Selection, rules: list[_Rule], others: str) -> NoPath:
+        """Tell why none of a selection goes with the others: what each rule left, and which left nobody."""
+        left = selection.entries
+        steps = list(selection.steps)
+        kind = NoPathKind.RELATED
+        for rule_kind, rule, keep in rules:
+            left = [entry for entry in left if keep(entry)]
+            steps.append(Step(f"{rule}, beside {others}", len(left)))
+            if not left:
+                kind = rule_kind
+                break
         limit = self._constraints.max_price_wei_per_packet
-        if limit is not None and not any(
-            self._fits(entry, [], is_exit=True) for entry in self._exits.entries
-        ):
-            sentence = f"no path of {self._constraints.hops} relays costs at most {limit} wei per packet"
-            return NoPath(NoPathKind.PRICE, position, sentence, selection.steps)
+        if kind is NoPathKind.PRICE and limit is not None:
+            sentence = f"no path of {self._constraints.hops} relays costs at most {show_price(limit)}"
+            return NoPath(kind, position, sentence, tuple(steps))
         sentence = (
-            f"none of {count} relays that fit as {what} is independent of {others} "
-            "(identity, family, operator, network, IP version or price)"
+            f"none of {len(selection.entries)} relays that fit as {position.value} is independent of "
+            f"{others} (identity, family, operator, network, IP version or price)"
         )
-        return NoPath(NoPathKind.RELATED, position, sentence, selection.steps)
+        return NoPath(kind, position, sentence, tuple(steps))
+
+
+_Rule = tuple[NoPathKind, str, Callable[[Entry], bool]]

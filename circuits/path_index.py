@@ -1,8 +1,8 @@
-"""The directory made ready for path choice: static rules, weights, and lists kept for the next call.
+"""The directory made ready for path choice: static rules, and lists kept for the next call.
 
-Owns roles, bans, countries, ports, prices and the like, the weights, and the counts behind "no exit in the
-directory allows port 443". What depends on the relays already chosen is `circuits.path`. Specification:
-docs/protocol/pool.md.
+Owns roles, bans, countries, ports, prices and the like, and the counts behind "no exit in the directory
+allows port 443". Weights are `circuits.path_weights`; what depends on the relays already chosen is
+`circuits.path`. Specification: docs/protocol/pool.md.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from ipaddress import ip_address
 from itertools import accumulate
-from statistics import median
 
-from circuits.building.messages import Address
-from circuits.candidates import Candidate, Constraints, Network, NoPath, NoPathKind, Position, Step
+from circuits.building.messages import Address, price_chain
+from circuits.candidates import (
+    Candidate,
+    Constraints,
+    Network,
+    NoPath,
+    NoPathKind,
+    Position,
+    Step,
+    show_price,
+)
 from circuits.handshake import Rng
+from circuits.path_weights import base_weights, share_weights, spare_factor
 
-RANDOM_SHARE = 0.2  # part of the choice that neither capacity nor price nor stake can buy
-OPERATOR_SHARE = 0.1  # most one operator gets of a position's weight, where there are enough operators for it
-CAPACITY_CLIP = 10.0  # a declared capacity counts up to this many times the median: declaring costs nothing
-SPARE_EXITS = 0.02  # least factor for exits in other positions while exits are scarce
 CACHE_ENTRIES = 16  # filtered lists kept by one index
+DRAWS = 24  # by weight, before everybody is looked at
 
 
 class Entry:
@@ -29,24 +35,36 @@ class Entry:
     versions.
     """
 
-    __slots__ = ("candidate", "families", "networks", "operator", "owners")
+    __slots__ = ("candidate", "country", "families", "networks", "operator", "owners")
 
-    def __init__(self, candidate: Candidate) -> None:
-        """Work out the keys. Raises ValueError for an address that is no IP literal."""
-        addresses = [ip_address(host) for host, _port in candidate.addresses]
-        names = {candidate.family.encode(), candidate.operator.encode()} - {b""}
+    def __init__(self, candidate: Candidate, known: Entry | None = None) -> None:
+        """Work out the keys, or take them from `known`, the same relay's entry in an older index.
+
+        Raises ValueError for an address that is no IP literal.
+        """
         self.candidate = candidate
-        self.operator = candidate.operator or candidate.family
-        self.owners = frozenset({candidate.node_id, *names})
-        self.networks = frozenset(ip.packed[: 2 if ip.version == 4 else 4] for ip in addresses)
-        self.families = frozenset(ip.version for ip in addresses)
+        self.country = candidate.country
+        self.networks: tuple[bytes, ...]
+        self.families: frozenset[int]
+        if known is not None and known.candidate.addresses == candidate.addresses:
+            self.networks, self.families = known.networks, known.families
+        else:
+            addresses = [ip_address(host) for host, _port in candidate.addresses]
+            self.networks = tuple(dict.fromkeys(ip.packed[: 2 if ip.version == 4 else 4] for ip in addresses))
+            self.families = _VERSIONS[frozenset(ip.version for ip in addresses)]
+        payee = candidate.payee.hex()
+        self.operator = payee or candidate.operator or candidate.family
+        names = {candidate.family, candidate.operator, payee} - {""}
+        self.owners: frozenset[str | bytes] = frozenset({candidate.node_id, *names})
 
     def is_related(self, other: Entry, distinct_networks: bool = True) -> bool:
         """Tell whether both share identity, family, operator, or (if asked) a /16 (IPv4) or /32 (IPv6)."""
-        return not (
-            self.owners.isdisjoint(other.owners)
-            and (not distinct_networks or self.networks.isdisjoint(other.networks))
-        )
+        return not self.owners.isdisjoint(other.owners) or (distinct_networks and self.shares_network(other))
+
+    def shares_network(self, other: Entry) -> bool:
+        """Tell whether both have an address in one /16 (IPv4) or /32 (IPv6)."""
+        networks = other.networks
+        return any(network in networks for network in self.networks)
 
     def address_from(self, families: frozenset[int]) -> Address | None:
         """Return the first address a node of these IP versions reaches, IPv4 before IPv6; None if there is
@@ -57,6 +75,9 @@ class Entry:
                 if ip_address(address[0]).version == version:
                     return address
         return None
+
+
+_VERSIONS = {frozenset(v): frozenset(v) for v in ((4,), (6,), (4, 6))}
 
 
 class Selection:
@@ -81,12 +102,18 @@ class Selection:
             self._by_id = {entry.candidate.node_id: entry for entry in self.entries}
         return self._by_id
 
+    def share(self, entry: Entry) -> float:
+        """Return an entry's part (0 to 1) of the whole weight. Slow: for people and tests."""
+        index = self.entries.index(entry)
+        below = self._cumulative[index - 1] if index else 0.0
+        return (self._cumulative[index] - below) / self._cumulative[-1]
+
     def draw(self, accept: Callable[[Entry], bool], rng: Rng) -> Entry | None:
         """Return a random entry that `accept` takes, by weight; None if it takes none."""
         if not self.entries:
             return None
         total = self._cumulative[-1]
-        for _ in range(12):
+        for _ in range(min(DRAWS, 2 * len(self.entries))):
             entry = self.entries[
                 min(bisect_right(self._cumulative, uniform(rng) * total), len(self.entries) - 1)
             ]
@@ -110,25 +137,33 @@ class PathIndex:
     """The directory as path choice needs it. Unchanging: a new directory or new measurements make a new
     index.
 
-    Weights and keys are computed once (about 10 us a candidate); the filtered list of each (position,
-    constraints) is kept for the next call.
+    Weights and keys are computed once (about 10 us a candidate, less for those that `before` knew); the
+    filtered list of each (position, constraints) is kept for the next call.
     """
 
-    def __init__(self, candidates: Iterable[Candidate]) -> None:
+    def __init__(self, candidates: Iterable[Candidate], before: PathIndex | None = None) -> None:
         """Index the candidates; of two with one identity the later counts. Those without an address are left
-        out.
+        out. `before`: an older index of much the same relays.
         """
+        known = before.by_id if before is not None else {}
         unique = {candidate.node_id: candidate for candidate in candidates if candidate.addresses}
-        self._entries = [Entry(candidate) for candidate in unique.values()]
-        self.by_id = {entry.candidate.node_id: entry for entry in self._entries}
-        everyone = [entry.candidate for entry in self._entries]
-        self._weights = _base_weights(everyone)
-        self._spare = _spare_factor(everyone, self._weights)
-        self.cheapest_relay = min(
-            (e.candidate.price_wei_per_packet for e in self._entries if e.candidate.is_relay), default=0
-        )
-        self._common_families = frozenset[int]({4, 6}).intersection(*(e.families for e in self._entries))
+        self._entries = [Entry(candidate, known.get(candidate.node_id)) for candidate in unique.values()]
+        self.by_id: dict[bytes, Entry] = {entry.candidate.node_id: entry for entry in self._entries}
+        _join_families(self.by_id)
+        everyone = list(unique.values())
+        # Columns, for rules that look at every relay.
+        self._prices = [c.price_wei_per_packet for c in everyone]
+        self._exits = [i for i, c in enumerate(everyone) if c.is_exit]
+        self._relays = [i for i, c in enumerate(everyone) if c.is_relay]
+        self._suites = [c.suites for c in everyone]
+        self._all_suites = set(self._suites)
+        self._weights = base_weights(everyone)
+        self._spare = spare_factor(everyone, self._weights)
+        self.cheapest_relay = min((self._prices[i] for i in self._relays), default=0)
+        self._common_families = frozenset[int]({4, 6}).intersection(*{e.families for e in self._entries})
         self._cache: dict[Hashable, Selection] = {}
+        self._whole: dict[bool, list[float]] = {}  # weights where no rule leaves anybody out
+        self._limits: dict[tuple[bool, int, int], int] = {}
 
     def __len__(self) -> int:
         """Return the number of relays."""
@@ -144,10 +179,31 @@ class PathIndex:
             found = self._cache[key] = self._filter(position, constraints)
         return found
 
+    def own_limit(self, position: Position, constraints: Constraints) -> int | None:
+        """Return the most a relay may ask for at a position: the path's limit if all others are the
+        cheapest; None without a limit, -1 where the others alone cost more.
+        """
+        limit = constraints.max_price_wei_per_packet
+        if limit is None:
+            return None
+        key = (position is Position.EXIT, constraints.hops, limit)
+        if key in self._limits:
+            return self._limits[key]
+        if len(self._limits) >= CACHE_ENTRIES:
+            self._limits.clear()
+        others = [self.cheapest_relay] * (constraints.hops - 1)
+        # Guards and middles share one limit, and so one list; rounding makes hardly a difference between
+        # their places, and the whole path's price is checked again when it is complete.
+        places = (len(others),) if position is Position.EXIT else range(min(2, len(others)))
+        most = max((most_affordable(others[:at], others[at:], limit) for at in places), default=limit)
+        self._limits[key] = most
+        return most
+
     def _rules_key(self, position: Position, constraints: Constraints) -> Hashable:
         """Return what the static rules depend on, so that a port, say, does not bring new lists of guards."""
         c = constraints
-        shared = (c.banned, c.excluded_networks, c.suites, c.max_price_wei_per_packet)
+        price = self.own_limit(position, c)
+        shared = (c.banned, c.excluded_networks, c.suites, price, price is not None and c.hops)
         if position is Position.EXIT:
             families = c.own_families if c.hops == 1 else None
             return (shared, c.exits, c.ports, c.needs_ipv6, families)
@@ -156,16 +212,17 @@ class PathIndex:
         return (shared, c.guards, c.own_families)
 
     def _filter(self, position: Position, constraints: Constraints) -> Selection:
-        left: list[int] = list(range(len(self._entries)))
-        what = "exit" if position is Position.EXIT else "relay"
-        steps = [Step("in the directory", len(left))]
-        if not left:
+        is_exit = position is Position.EXIT
+        what = "exit" if is_exit else "relay"
+        steps = [Step("in the directory", len(self._entries))]
+        if not self._entries:
             failure = NoPath(NoPathKind.EMPTY, position, "the directory is empty", tuple(steps))
             return Selection([], [], tuple(steps), failure)
+        left: Sequence[int] = range(len(self._entries))
         of_role = 0
-        for kind, rule, test, sentence in _rules(position, constraints):
+        for kind, rule, keep, sentence in self._rules(position, constraints):
             before = left
-            left = [index for index in before if test(self._entries[index])]
+            left = keep(before)
             steps.append(Step(rule, len(left)))
             if kind is NoPathKind.EXIT:
                 of_role = len(left)
@@ -180,130 +237,164 @@ class PathIndex:
                 hint = self._hint(kind, before)
                 failure = NoPath(kind, position, sentence.format(who=who) + hint, tuple(steps))
                 return Selection([], [], tuple(steps), failure)
-        spare = 1.0 if position is Position.EXIT else self._spare
-        weights = _share(
-            [self._weights[index] for index in left],
-            [self._entries[index] for index in left],
-            spare,
-        )
-        return Selection([self._entries[index] for index in left], weights, tuple(steps), None)
+        entries = [self._entries[index] for index in left]
+        weights = self._whole.get(is_exit) if len(left) == of_role else None
+        if weights is None:
+            spare = 1.0 if is_exit else self._spare
+            weights = share_weights(
+                [self._weights[index] for index in left],
+                [entry.networks[0] for entry in entries],
+                [entry.operator for entry in entries],
+                [entry.candidate.is_exit for entry in entries] if spare < 1 else [],
+                spare,
+            )
+            if len(left) == of_role:
+                self._whole[is_exit] = weights
+        return Selection(entries, weights, tuple(steps), None)
 
     def _hint(self, kind: NoPathKind, before: Sequence[int]) -> str:
         if kind is NoPathKind.COUNTRY:
-            countries = sorted({self._entries[index].candidate.country or "unknown" for index in before})
+            countries = sorted({self._entries[index].country or "unknown" for index in before})
             return f" (there are: {', '.join(countries[:20])})"
         if kind is NoPathKind.PRICE:
-            cheapest = min(self._entries[index].candidate.price_wei_per_packet for index in before)
-            return f" (the cheapest asks {cheapest} wei)"
+            return f" (the cheapest asks {show_price(min(self._prices[index] for index in before))})"
         return ""
 
+    def _rules(self, position: Position, constraints: Constraints) -> list[_Rule]:
+        """Return the static rules in the order they are told, as (kind, rule, filter, sentence)."""
+        entries = self._entries
+        is_exit = position is Position.EXIT
+        rules: list[_Rule] = []
 
-_Rule = tuple[NoPathKind, str, Callable[[Entry], bool], str]
+        def add(kind: NoPathKind, rule: str, keep: Callable[[Entry], bool], sentence: str) -> None:
+            rules.append((kind, rule, lambda left: [i for i in left if keep(entries[i])], sentence))
 
-
-def _rules(position: Position, constraints: Constraints) -> list[_Rule]:
-    """Return the static rules in the order they are told, as (kind, rule, test, sentence)."""
-    is_exit = position is Position.EXIT
-    rules: list[_Rule] = []
-    if is_exit:
+        if is_exit:
+            sentence = "no relay in the directory is an exit"
+            rules.append((NoPathKind.EXIT, "is an exit", lambda _: self._exits, sentence))
+        else:
+            sentence = "no node in the directory is a relay"
+            rules.append((NoPathKind.EXIT, "carries traffic for others", lambda _: self._relays, sentence))
         rules.append(
             (
-                NoPathKind.EXIT,
-                "is an exit",
-                lambda e: e.candidate.is_exit,
-                "no relay in the directory is an exit",
+                NoPathKind.SUITE,
+                "speaks one of our cipher suites",
+                lambda left: self._with_suite(left, frozenset(constraints.suites)),
+                "{who} speaks a cipher suite of ours",
             )
         )
-    else:
-        rules.append(
-            (
-                NoPathKind.EXIT,
-                "carries traffic for others",
-                lambda e: e.candidate.is_relay,
-                "no node in the directory is a relay",
-            )
-        )
-    suites = frozenset(constraints.suites)
-    rules.append(
-        (
-            NoPathKind.SUITE,
-            "speaks one of our cipher suites",
-            lambda e: not suites.isdisjoint(e.candidate.suites),
-            "{who} speaks a cipher suite of ours",
-        )
-    )
-    if not constraints.banned.is_empty() or constraints.excluded_networks:
-        networks = constraints.excluded_networks
-        rules.append(
-            (
+        banned, networks = constraints.banned, constraints.excluded_networks
+        if not banned.is_empty() or networks:
+            add(
                 NoPathKind.BANNED,
                 "is not banned",
-                lambda e: (
-                    not constraints.banned.touches(e.candidate) and not _is_inside(e.candidate, networks)
-                ),
+                lambda e: not banned.touches(e.candidate) and not _is_inside(e.candidate, networks),
                 "{who} may be used: the configuration bans them",
             )
-        )
-    only = {
-        Position.EXIT: constraints.exits,
-        Position.GUARD: constraints.guards,
-        Position.MIDDLE: constraints.middles,
-    }[position]
-    if only.countries:
-        names = ", ".join(sorted(only.countries))
-        countries = only.countries
-        rules.append(
-            (
+        only = {
+            Position.EXIT: constraints.exits,
+            Position.GUARD: constraints.guards,
+            Position.MIDDLE: constraints.middles,
+        }[position]
+        if only.countries:
+            names = ", ".join(sorted(only.countries))
+            add(
                 NoPathKind.COUNTRY,
                 f"is in {names}",
-                lambda e: e.candidate.country in countries,
+                lambda e: e.country in only.countries,
                 "{who} is in " + names,
             )
-        )
-    if only.nodes or only.operators:
-        rules.append(
-            (
+        if only.nodes or only.operators:
+            add(
                 NoPathKind.BANNED,
                 "is one of those chosen by the configuration",
                 lambda e: only.admits(e.candidate),
                 "{who} is one of those that the configuration asks for",
             )
-        )
-    if is_exit:
-        for port in constraints.ports:
-            rules.append(
-                (
-                    NoPathKind.PORT,
-                    f"allows port {port}",
-                    lambda e, port=port: e.candidate.ports.allows(port),  # type: ignore[misc]
-                    f"{{who}} allows port {port}",
-                )
-            )
-        if constraints.needs_ipv6:
-            rules.append(
-                (NoPathKind.IPV6, "carries IPv6", lambda e: e.candidate.has_ipv6, "{who} carries IPv6")
-            )
-    limit = constraints.max_price_wei_per_packet
-    if limit is not None:
-        rules.append(
-            (
-                NoPathKind.PRICE,
-                f"asks at most {limit} wei per packet",
-                lambda e: e.candidate.price_wei_per_packet <= limit,
-                f"{{who}} asks at most {limit} wei per packet",
-            )
-        )
-    if position is Position.GUARD or (is_exit and constraints.hops == 1):
-        own = constraints.own_families
-        rules.append(
-            (
+        if is_exit:
+            for port in constraints.ports:
+                rules.append(_port_rule(entries, port))
+            if constraints.needs_ipv6:
+                add(NoPathKind.IPV6, "carries IPv6", lambda e: e.candidate.has_ipv6, "{who} carries IPv6")
+        rules += self._price_rules(position, constraints)
+        if position is Position.GUARD or (is_exit and constraints.hops == 1):
+            own = constraints.own_families
+            everybody = not own.isdisjoint(self._common_families)
+            add(
                 NoPathKind.UNREACHABLE,
                 "has an address we can reach",
-                lambda e: not own.isdisjoint(e.families),
+                lambda e: everybody or not own.isdisjoint(e.families),
                 "{who} has an address of an IP version this machine has",
             )
-        )
-    return rules
+        return rules
+
+    def _price_rules(self, position: Position, constraints: Constraints) -> list[_Rule]:
+        limit, own = constraints.max_price_wei_per_packet, self.own_limit(position, constraints)
+        if limit is None or own is None:
+            return []
+        prices = self._prices
+        shown = show_price(limit)
+        rules: list[_Rule] = [
+            (
+                NoPathKind.PRICE,
+                f"asks at most {shown}",
+                lambda left: [i for i in left if prices[i] <= limit],
+                f"{{who}} asks at most {shown}",
+            )
+        ]
+        if own < limit:
+            hops = constraints.hops
+            rules.append(
+                (
+                    NoPathKind.PRICE,
+                    f"asks at most {show_price(max(0, own))}, the rest being for the other relays",
+                    lambda left: [i for i in left if prices[i] <= own],
+                    f"no path of {hops} relays costs at most {shown}",
+                )
+            )
+        return rules
+
+    def _with_suite(self, left: Sequence[int], suites: frozenset[int]) -> Sequence[int]:
+        fitting = {offered for offered in self._all_suites if not suites.isdisjoint(offered)}
+        if len(fitting) == len(self._all_suites):
+            return left
+        return [i for i in left if self._suites[i] in fitting]
+
+
+_Rule = tuple[NoPathKind, str, Callable[[Sequence[int]], Sequence[int]], str]
+
+
+def most_affordable(before: Sequence[int], after: Sequence[int], limit: int) -> int:
+    """Return the highest price that a relay between others of these prices may ask for, so that the path
+    costs at most `limit`; -1 if the others alone cost more. All in wei per packet.
+    """
+
+    def fits(price: int) -> bool:
+        return price_chain([*before, price, *after])[0][0] <= limit
+
+    if not fits(0):
+        return -1
+    low, high = 0, limit + 1  # `low` fits, `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _port_rule(entries: Sequence[Entry], port: int) -> _Rule:
+    def keep(left: Sequence[int]) -> list[int]:
+        return [i for i in left if entries[i].candidate.ports.allows(port)]
+
+    return NoPathKind.PORT, f"allows port {port}", keep, f"{{who}} allows port {port}"
+
+
+def _join_families(by_id: dict[bytes, Entry]) -> None:
+    """Relate relays that name each other as family, by a key that both own."""
+    for node_id, entry in by_id.items():
+        for other_id in entry.candidate.members:
+            other = by_id.get(other_id)
+            if other is not None and other_id != node_id and node_id in other.candidate.members:
+                entry.owners |= {min(node_id, other_id) + max(node_id, other_id)}
 
 
 def _is_inside(candidate: Candidate, networks: tuple[Network, ...]) -> bool:
@@ -311,82 +402,3 @@ def _is_inside(candidate: Candidate, networks: tuple[Network, ...]) -> bool:
         return False
     addresses = [ip_address(host) for host, _port in candidate.addresses]
     return any(address in network for network in networks for address in addresses)
-
-
-def _median(values: Iterable[int]) -> float:
-    """Return the median of the values above 0, or 0."""
-    positive = [value for value in values if value > 0]
-    return float(median(positive)) if positive else 0.0
-
-
-def _base_weights(candidates: list[Candidate]) -> list[float]:
-    """Return capacity x quality, bent a little by price and stake: at most twofold each, for both are for
-    sale.
-    """
-    usual_capacity = _median(c.capacity_bytes_per_s for c in candidates) or 1.0
-    usual_price = _median(c.price_wei_per_packet for c in candidates) or 1.0
-    usual_stake = _median(c.stake_wei for c in candidates)
-    weights = []
-    for c in candidates:
-        # Who declares nothing is taken for half of the usual.
-        capacity = c.capacity_bytes_per_s / usual_capacity if c.capacity_bytes_per_s else 0.5
-        weight = min(capacity, CAPACITY_CLIP) * min(max(c.quality, 0.0), 1.0)
-        weight *= 1 / (1 + min(c.price_wei_per_packet / usual_price, 1.0))
-        if usual_stake:
-            weight *= 0.5 + 0.5 * min(c.stake_wei / usual_stake, 1.0)
-        weights.append(weight)
-    return weights
-
-
-def _spare_factor(candidates: list[Candidate], weights: list[float]) -> float:
-    """Return the factor for exits as guards and middles: exits count less there while they are under a third
-    of all.
-    """
-    total = sum(weights)
-    exits = sum(weight for c, weight in zip(candidates, weights, strict=True) if c.is_exit)
-    return min(1.0, max(SPARE_EXITS, 1 - total / (3 * exits))) if exits else 1.0
-
-
-def _share(weights: list[float], entries: list[Entry], spare: float) -> list[float]:
-    """Mix weights with chance and cap each operator's part; the result adds up to at most 1.
-
-    `spare`: factor for exits, on both parts.
-    """
-    count = len(entries)
-    exits = [i for i, entry in enumerate(entries) if entry.candidate.is_exit] if spare < 1 else []
-    for i in exits:
-        weights[i] *= spare
-    total = sum(weights)
-    chance = RANDOM_SHARE / (count - (1 - spare) * len(exits))
-    scale = (1 - RANDOM_SHARE) / total if total > 0 else 0.0
-    mixed = [weight * scale + chance for weight in weights]
-    for i in exits:
-        mixed[i] -= chance * (1 - spare)
-    operators: dict[str, float] = {}
-    unnamed = 0
-    for entry, weight in zip(entries, mixed, strict=True):
-        if entry.operator:
-            operators[entry.operator] = operators.get(entry.operator, 0.0) + weight
-        else:
-            unnamed += 1
-    limit = _operator_limit(sorted(operators.values(), reverse=True), sum(mixed), len(operators) + unnamed)
-    above = {name: limit / share for name, share in operators.items() if share > limit}
-    if above:
-        mixed = [
-            weight * above.get(entry.operator, 1.0) for entry, weight in zip(entries, mixed, strict=True)
-        ]
-    return mixed
-
-
-def _operator_limit(shares: list[float], total: float, operators: int) -> float:
-    """Return the weight above which an operator is cut, so that none has more than its share of what is
-    left then.
-    """
-    part = max(OPERATOR_SHARE, 2 / max(1, operators))
-    cut = 0
-    for share in shares:
-        if (cut + 1) * part >= 1 or share <= part * total / (1 - cut * part):
-            break
-        cut += 1
-        total -= share
-    return part * total / (1 - cut * part)

@@ -13,7 +13,8 @@ from circuits.building.messages import price_chain
 from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Only, Position
 from circuits.guards import GuardStore, Moment
 from circuits.path import Path, choose_path
-from circuits.path_index import OPERATOR_SHARE, PathIndex
+from circuits.path_index import PathIndex
+from circuits.path_weights import OPERATOR_SHARE
 
 UNIX_S = 1_800_000_000.0
 
@@ -126,13 +127,13 @@ REFUSALS = [
         small(),
         {"max_price_wei_per_packet": 50},
         NoPathKind.PRICE,
-        "no exit in the directory asks at most 50 wei per packet (the cheapest asks 100 wei)",
+        "no exit in the directory asks at most 50 wei per packet (the cheapest asks 100 wei per packet)",
     ),
     (
         small(),
         {"max_price_wei_per_packet": 150},
         NoPathKind.PRICE,
-        "no path of 3 relays costs at most 150 wei per packet",
+        "no path of 3 relays costs at most 150 wei per packet (the cheapest asks 100 wei per packet)",
     ),
     (
         small(),
@@ -276,7 +277,7 @@ def draws(world, count=2000, **constraints):
 
 def test_capacity_and_quality_weigh_but_not_everything():
     world = World(
-        exit_relay(1, capacity_bytes_per_s=4 * 10**7),
+        exit_relay(1, capacity_bytes_per_s=4 * 10**7, measured_bytes_per_s=10**7),
         exit_relay(2, capacity_bytes_per_s=10**7),
         exit_relay(3, capacity_bytes_per_s=10**7, quality=0.0),
     )

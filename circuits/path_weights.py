@@ -1,0 +1,127 @@
+"""How likely a relay is to be drawn: from capacity as far as it was seen, quality, price, stake, and chance.
+
+Owns the numbers behind "what can an attacker buy" (docs/threat-model.md, bench/paths_attack.py). Pure
+functions over columns. Specification: docs/protocol/pool.md, section "Weights".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from statistics import median
+
+from circuits.candidates import Candidate
+
+CHANCE_SHARE = 0.2
+"""Part of the choice that neither capacity nor price nor stake can buy: spread evenly over networks (/16,
+/32), since more nodes in a network one has are easy to get, and more networks are not."""
+OPERATOR_SHARE = 0.1
+"""Most that one operator gets of a position's weight, where there are enough operators for it; one network
+(/16, /32) likewise."""
+CAPACITY_CLIP = 10.0
+"""Capacity counts up to this many times the usual one: nobody gets everything by being large."""
+MEASURED_HEADROOM = 4
+"""A relay is believed to have this many times what one circuit was seen to carry: others use it as well."""
+LEAST_QUALITY = 0.02
+"""So that a relay that was bad is drawn again now and then, and found to be better."""
+SPARE_EXITS = 0.02
+"""Least factor for exits in other positions while exits are scarce."""
+
+
+def believed_capacity(candidate: Candidate, usual: float) -> float:
+    """Return the bytes per second that a relay counts with: what it says, as far as this node has seen it.
+
+    One that was never measured counts as the usual relay at most; who says nothing as half of one.
+    """
+    said = candidate.capacity_bytes_per_s or usual / 2
+    seen = candidate.measured_bytes_per_s * MEASURED_HEADROOM
+    return min(said, seen or usual, CAPACITY_CLIP * usual)
+
+
+def base_weights(candidates: Sequence[Candidate]) -> list[float]:
+    """Return capacity x quality, bent a little by price and stake: at most twofold each, for both are for
+    sale.
+    """
+    usual_capacity = _median(c.capacity_bytes_per_s for c in candidates) or 1.0
+    usual_price = _median(c.price_wei_per_packet for c in candidates) or 1.0
+    usual_stake = _median(c.stake_wei for c in candidates)
+    weights = []
+    for c in candidates:
+        weight = believed_capacity(c, usual_capacity) / usual_capacity
+        weight *= min(max(c.quality, LEAST_QUALITY), 1.0)
+        weight *= 1 / (1 + min(c.price_wei_per_packet / usual_price, 1.0))
+        if usual_stake:
+            weight *= 0.5 + 0.5 * min(c.stake_wei / usual_stake, 1.0)
+        weights.append(weight)
+    return weights
+
+
+def spare_factor(candidates: Sequence[Candidate], weights: Sequence[float]) -> float:
+    """Return the factor for exits as guards and middles: exits count less there while they are under a third
+    of all.
+    """
+    total = sum(weights)
+    exits = sum(weight for c, weight in zip(candidates, weights, strict=True) if c.is_exit)
+    return min(1.0, max(SPARE_EXITS, 1 - total / (3 * exits))) if exits else 1.0
+
+
+def share_weights(
+    weights: Sequence[float],
+    networks: Sequence[bytes],
+    operators: Sequence[str],
+    exits: Sequence[bool],
+    spare: float,
+) -> list[float]:
+    """Mix weights with chance, and cap each network's and each operator's part.
+
+    The columns are of one length; an empty operator is unknown. Where `exits` (may be empty for none) says
+    so, both parts get the factor `spare`. The result adds up to at most 1.
+    """
+    crowds = Counter(networks)
+    chances = [1 / crowds[network] for network in networks]
+    if exits:
+        weights = [w * spare if e else w for w, e in zip(weights, exits, strict=True)]
+        chances = [c * spare if e else c for c, e in zip(chances, exits, strict=True)]
+    total = sum(weights)
+    scale = (1 - CHANCE_SHARE) / total if total > 0 else 0.0
+    chance = CHANCE_SHARE / sum(chances)
+    mixed = [w * scale + c * chance for w, c in zip(weights, chances, strict=True)]
+    if len(crowds) > 1:  # else it is a test network on one machine
+        mixed = _cap(mixed, networks)
+    return _cap(mixed, operators)
+
+
+def _cap(weights: list[float], names: Sequence[Hashable]) -> list[float]:
+    """Cut those whose part, summed over all weights of one name, is more than anybody may have."""
+    sums: dict[Hashable, float] = {}
+    unnamed = 0
+    for name, weight in zip(names, weights, strict=True):
+        if name:
+            sums[name] = sums.get(name, 0.0) + weight
+        else:
+            unnamed += 1
+    limit = _limit(sorted(sums.values(), reverse=True), sum(weights), len(sums) + unnamed)
+    above = {name: limit / part for name, part in sums.items() if part > limit}
+    if not above:
+        return weights
+    return [weight * above.get(name, 1.0) for name, weight in zip(names, weights, strict=True)]
+
+
+def _limit(shares: list[float], total: float, names: int) -> float:
+    """Return the weight above which a name is cut, so that none has more than its share of what is left
+    then.
+    """
+    part = max(OPERATOR_SHARE, 2 / max(1, names))
+    cut = 0
+    for share in shares:
+        if (cut + 1) * part >= 1 or share <= part * total / (1 - cut * part):
+            break
+        cut += 1
+        total -= share
+    return part * total / (1 - cut * part)
+
+
+def _median(values: Iterable[int]) -> float:
+    """Return the median of the values above 0, or 0."""
+    positive = [value for value in values if value > 0]
+    return float(median(positive)) if positive else 0.0
