@@ -5,7 +5,7 @@ from __future__ import annotations
 from exit.policy import parse_policy
 from overlay.config.check import advertised_addresses
 from overlay.config.model import Config
-from overlay.descriptor import Descriptor, Role, SignedDescriptor, sign_descriptor
+from overlay.descriptor import Address, Descriptor, Role, SignedDescriptor, sign_descriptor
 from overlay.errors import ConfigError
 from overlay.identity import Identity
 from overlay.ports import NO_PORTS, PortSummary, decode_summary, shorten
@@ -22,11 +22,20 @@ def describe_node(
     has_ipv6: bool,
     suites: tuple[int, ...],
     now_s: float,
+    addresses: tuple[Address, ...] | None = None,
+    lifetime_s: float | None = None,
+    sequence: int | None = None,
+    payee: bytes | None = None,
+    payee_proof: bytes = b"",
+    is_draining: bool = False,
+    onion_key_made_s: int = 0,
+    onion_key_period_s: int = 0,
 ) -> SignedDescriptor:
-    """Return the node's descriptor, signed, valid from `now_s` for the configured lifetime.
+    """Return the node's descriptor, signed, valid from `now_s`.
 
-    `has_ipv6` tells whether an exit reaches IPv6; the sequence number is the time in seconds, so a later
-    descriptor of one node always replaces an earlier one. Raises ConfigError if a setting cannot stand in
+    `has_ipv6` tells whether an exit reaches IPv6. `addresses`, `lifetime_s` and `payee` are by default the
+    configured ones; `sequence` by default is the time in seconds, so a later descriptor of one node replaces
+    an earlier one. Raises ConfigError if a setting cannot stand in
     a descriptor, such as addresses that nobody can dial; the settings are expected to have passed
     `overlay.config.check.check_relay`.
     """
@@ -38,15 +47,19 @@ def describe_node(
             identity,
             Descriptor(
                 identity=identity.node_id,
-                sequence=published_s,
+                sequence=published_s if sequence is None else sequence,
                 published_s=published_s,
-                expires_s=published_s + int(config.relay.descriptor_lifetime_s),
-                addresses=advertised_addresses(config),
+                expires_s=published_s + int(lifetime_s or config.relay.descriptor_lifetime_s),
+                addresses=advertised_addresses(config) if addresses is None else addresses,
                 onion_key=onion_key,
                 previous_onion_key=previous_onion_key,
                 role_bits=roles.value,
                 price_wei_per_packet=config.relay.price_wei_per_packet,
-                payee=config.relay.payee,
+                payee=config.relay.payee if payee is None else payee,
+                payee_proof=payee_proof,
+                is_draining=is_draining,
+                onion_key_made_s=onion_key_made_s,
+                onion_key_period_s=onion_key_period_s,
                 exit_policy_summary=str(ports),
                 has_ipv6=as_exit and has_ipv6,
                 country=config.relay.country,

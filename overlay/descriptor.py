@@ -21,22 +21,28 @@ import msgspec
 from overlay.envelope import decode_envelope, sign_envelope
 from overlay.errors import DecodeError
 from overlay.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id, verify
+from overlay.payee import PAYEE_PROOF_BYTES, is_proof
 from overlay.ports import NO_PORTS, PORT_MAX, SUMMARY_MAX_LENGTH, PortSummary, decode_summary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_DESCRIPTOR_BYTES = 2048
 """Whole wire form: some thousand descriptors fit a few megabytes, and one fits two packets."""
 MAX_ADDRESSES = 8
 MAX_SUITES = 8
+MAX_MEMBERS = 12
+"""Of a family. An operator with more relays than that has them share a payee, which joins them too."""
+MAX_LINK_VERSIONS = 4
 MAX_LIFETIME_S = 100 * 86400
-"""Seconds from publication to expiry. Generous for lists that people exchange by hand; gossip will want
-hours.
+"""Seconds from publication to expiry. Generous, for lists that people exchange by hand; gossip allows less
+(`overlay.gossip.limits`).
 """
 FUTURE_TOLERANCE_S = 3600
 """How far ahead of our clock a descriptor may be dated: machines with a clock an hour off still work."""
 MAX_TIME_S = 2**40
 MAX_PRICE_WEI_PER_PACKET = 10**18
 MAX_CAPACITY_BYTES_PER_S = 2**50
+MAX_MONTHLY_BYTES = 2**60
+MAX_KEY_PERIOD_S = MAX_LIFETIME_S
 ONION_KEY_BYTES = 32
 PAYEE_BYTES = 20
 
@@ -87,7 +93,7 @@ class Descriptor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     role_bits: Annotated[int, msgspec.Meta(ge=1, le=3)] = Role.RELAY.value
     price_wei_per_packet: Annotated[int, msgspec.Meta(ge=0, le=MAX_PRICE_WEI_PER_PACKET)] = 0
     payee: Annotated[bytes, msgspec.Meta(max_length=PAYEE_BYTES)] = b""
-    """Account that is paid: 20 bytes, or empty for a node that takes no money."""
+    """Account that is paid: 20 bytes, or empty for a node that takes no money. See `payee_proof`."""
     exit_policy_summary: Annotated[str, msgspec.Meta(max_length=SUMMARY_MAX_LENGTH)] = _SUMMARY_OF_NO_EXIT
     has_ipv6: bool = False
     """Whether the exit carries IPv6 to the internet."""
@@ -103,6 +109,30 @@ class Descriptor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
         msgspec.Meta(min_length=1, max_length=MAX_SUITES),
     ] = (1, 2)
     """Cipher suites of onion packets that the node speaks, best first."""
+    payee_proof: Annotated[bytes, msgspec.Meta(max_length=PAYEE_PROOF_BYTES)] = b""
+    """The payee's own signature that this identity earns for it (`overlay.payee`), or empty: then only a root
+    list can vouch for the payee.
+    """
+    members: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(min_length=NODE_ID_BYTES, max_length=NODE_ID_BYTES)], ...],
+        msgspec.Meta(max_length=MAX_MEMBERS),
+    ] = ()
+    """Identities of the operator's other nodes. It counts where both name each other."""
+    onion_key_made_s: _Time = 0
+    """When `onion_key` was made; 0 with a period of 0."""
+    onion_key_period_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_KEY_PERIOD_S)] = 0
+    """After so long another key takes its place, after twice as long nothing sealed for it is opened; 0 if
+    the node does not say.
+    """
+    monthly_cap_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_MONTHLY_BYTES)] = 0
+    """What the operator lets the node carry in a calendar month (UTC), both ways together; 0 for no cap."""
+    is_draining: bool = False
+    """Whether the node is about to go: nothing new is built through it."""
+    link_versions: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=1, le=255)], ...],
+        msgspec.Meta(min_length=1, max_length=MAX_LINK_VERSIONS),
+    ] = (1,)
+    """Versions of the link protocol (the number in the ALPN) that the node speaks, best first."""
 
     @property
     def node_id(self) -> NodeId:
@@ -136,6 +166,7 @@ class SignedDescriptor:
 
 
 _decoder = msgspec.msgpack.Decoder(Descriptor)
+_ELEMENTS = len(Descriptor.__struct_fields__)
 _version_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
@@ -159,16 +190,37 @@ def decode_descriptor(data: bytes) -> SignedDescriptor:
     Raises DecodeError for more than 2 KiB, another format version, a field out of range, or a wrong
     signature.
     """
+    unchecked = decode_unchecked(data)
+    check_signatures(unchecked)
+    return unchecked
+
+
+def decode_unchecked(data: bytes) -> SignedDescriptor:
+    """Read a descriptor's wire form without checking any signature: for bytes of a file of our own, and for
+    a look before the work of `check_signatures`.
+
+    Raises DecodeError for more than 2 KiB, another format version or a field out of range.
+    """
     envelope = decode_envelope(data, MAX_DESCRIPTOR_BYTES, "a descriptor")
     try:
         _check_version(envelope.body)
         descriptor = _decoder.decode(envelope.body)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"a descriptor is malformed: {error}") from None
-    ports = _check_fields(descriptor)
+    return SignedDescriptor(descriptor, bytes(data), _check_fields(descriptor))
+
+
+def check_signatures(entry: SignedDescriptor) -> None:
+    """Check the identity's signature and, if there is one, the payee's proof.
+
+    Raises DecodeError if one does not hold.
+    """
+    descriptor = entry.descriptor
+    envelope = decode_envelope(entry.encoded, MAX_DESCRIPTOR_BYTES, "a descriptor")
     if not verify(descriptor.identity, _CONTEXT, envelope.body, envelope.signature):
         raise DecodeError(f"the signature of the descriptor of {descriptor.name} does not hold")
-    return SignedDescriptor(descriptor, bytes(data), ports)
+    if descriptor.payee_proof and not is_proof(descriptor.payee_proof, descriptor.identity, descriptor.payee):
+        raise DecodeError(f"the descriptor of {descriptor.name} is refused: its payee did not sign for it")
 
 
 class Staleness(enum.Enum):
@@ -192,6 +244,8 @@ def _check_version(body: bytes) -> None:
     version = msgspec.msgpack.decode(elements[0], type=int) if elements else None
     if version != FORMAT_VERSION:
         raise DecodeError(f"a descriptor of format {version} cannot be read, only of format {FORMAT_VERSION}")
+    if len(elements) != _ELEMENTS:  # the library would put defaults in the place of missing ones
+        raise DecodeError(f"a descriptor is malformed: {len(elements)} elements instead of {_ELEMENTS}")
 
 
 def _check_fields(descriptor: Descriptor) -> PortSummary:
@@ -203,6 +257,22 @@ def _check_fields(descriptor: Descriptor) -> PortSummary:
             "a previous onion key of a wrong length",
         ),
         (len(descriptor.payee) in (0, PAYEE_BYTES), "a payee of a wrong length"),
+        (
+            len(descriptor.payee_proof) in ((0, PAYEE_PROOF_BYTES) if descriptor.payee else (0,)),
+            "a payee's proof of a wrong length, or without a payee",
+        ),
+        (
+            descriptor.onion_key_period_s == 0
+            or descriptor.onion_key_made_s + 2 * descriptor.onion_key_period_s >= descriptor.expires_s,
+            "an onion key that is given up before the descriptor expires",
+        ),
+        (
+            descriptor.onion_key_period_s > 0 or descriptor.onion_key_made_s == 0,
+            "an onion key with a date and no period",
+        ),
+        (len(set(descriptor.members)) == len(descriptor.members), "a family member given twice"),
+        (descriptor.identity not in descriptor.members, "a family that names the node itself"),
+        (len(set(descriptor.link_versions)) == len(descriptor.link_versions), "a version given twice"),
         (_matches(_COUNTRY, descriptor.country), "a country that is not two capital letters"),
         (_matches(_NAME, descriptor.family), "a family name with characters that are not allowed"),
         (

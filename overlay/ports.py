@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from overlay.errors import DecodeError
 
@@ -74,6 +75,7 @@ def shorten(summary: PortSummary, limit: int = SUMMARY_MAX_LENGTH) -> PortSummar
     return PortSummary(ranges)
 
 
+@lru_cache(maxsize=512)  # most exits have one of a few policies; a directory then keeps each only once
 def decode_summary(text: str, *, limit: int = SUMMARY_MAX_LENGTH) -> PortSummary:
     """Read a short policy of at most `limit` characters. Raises DecodeError for any other form."""
     if len(text) > limit:

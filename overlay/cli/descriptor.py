@@ -25,6 +25,7 @@ from overlay.descriptor import (
     find_staleness,
 )
 from overlay.errors import ConfigError, DecodeError, FileError
+from overlay.identity import format_node_id
 from overlay.io.files import read_bounded, write_atomic
 
 
@@ -139,7 +140,14 @@ def to_json(entry: Descriptor) -> dict[str, Any]:
         "has_ipv6": entry.has_ipv6,
         "country": entry.country,
         "family": entry.family,
+        "family_members": [format_node_id(member) for member in entry.members],
+        "payee_proven": bool(entry.payee_proof),
         "capacity_bytes_per_s": entry.capacity_bytes_per_s,
+        "monthly_cap_bytes": entry.monthly_cap_bytes,
+        "draining": entry.is_draining,
+        "onion_key_made_s": entry.onion_key_made_s,
+        "onion_key_period_s": entry.onion_key_period_s,
+        "link_versions": list(entry.link_versions),
         "software_version": entry.software_version,
         "suites": list(entry.suites),
     }
@@ -161,6 +169,8 @@ def describe(entry: Descriptor, now_s: float) -> list[str]:
     for name, value in (
         ("country", entry.country),
         ("family", entry.family),
+        ("members", ", ".join(format_node_id(member)[:12] for member in entry.members)),
+        ("draining", "nothing new is to be built through it" if entry.is_draining else ""),
         ("price", f"{entry.price_wei_per_packet} wei per packet" if entry.price_wei_per_packet else ""),
         ("software", entry.software_version),
     ):

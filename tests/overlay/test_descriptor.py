@@ -1,3 +1,7 @@
+import json
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -7,6 +11,7 @@ from overlay.descriptor import (
     FUTURE_TOLERANCE_S,
     MAX_DESCRIPTOR_BYTES,
     MAX_LIFETIME_S,
+    MAX_MEMBERS,
     Address,
     Descriptor,
     Role,
@@ -19,11 +24,15 @@ from overlay.descriptor import (
 from overlay.envelope import sign_envelope
 from overlay.errors import DecodeError
 from overlay.identity import Identity
+from overlay.payee import prove_payee
 from overlay.ports import PortSummary
+from payments.keys import PurseKey
 
+VECTORS = Path(__file__).parent.parent / "vectors" / "descriptor.json"
 NOW_S = 1_800_000_000
 NODE = Identity(b"n" * 32)
 OTHER = Identity(b"o" * 32)
+PAYEE = PurseKey(b"p" * 32)
 
 
 def make(**changes):
@@ -47,7 +56,14 @@ def test_what_a_node_signs_is_what_others_read():
         previous_onion_key=b"p" * 32,
         role_bits=3,
         price_wei_per_packet=12,
-        payee=b"$" * 20,
+        payee=PAYEE.address,
+        payee_proof=prove_payee(PAYEE, NODE.node_id),
+        members=(b"2" * 32, b"1" * 32),
+        onion_key_made_s=NOW_S - 100,
+        onion_key_period_s=86400,
+        monthly_cap_bytes=10**12,
+        is_draining=True,
+        link_versions=(2, 1),
         exit_policy_summary="accept 80,443",
         has_ipv6=True,
         country="IS",
@@ -72,8 +88,9 @@ def test_what_a_node_signs_is_what_others_read():
 def test_the_wire_form_stays_the_same():
     body = msgspec.msgpack.decode(msgspec.msgpack.decode(sign_descriptor(NODE, make()).encoded)[0])
     assert body == [
-        1, NODE.node_id, 7, NOW_S, NOW_S + 3600, [["192.0.2.1", 4433], ["2001:db8::1", 4433]],
+        2, NODE.node_id, 7, NOW_S, NOW_S + 3600, [["192.0.2.1", 4433], ["2001:db8::1", 4433]],
         b"k" * 32, b"", 1, 0, b"", "reject 1-65535", False, "", "", 0, "", [1, 2],
+        b"", [], 0, 0, 0, False, [1],
     ]  # fmt: skip
 
 
@@ -88,7 +105,14 @@ def test_the_longest_descriptor_fits():
             previous_onion_key=b"p" * 32,
             role_bits=3,
             price_wei_per_packet=10**18,
-            payee=b"$" * 20,
+            payee=PAYEE.address,
+            payee_proof=prove_payee(PAYEE, NODE.node_id),
+            members=tuple(bytes([i]) * 32 for i in range(MAX_MEMBERS)),
+            onion_key_made_s=2**40,
+            onion_key_period_s=MAX_LIFETIME_S,
+            monthly_cap_bytes=2**60,
+            is_draining=True,
+            link_versions=(252, 253, 254, 255),
             exit_policy_summary=("accept " + ",".join(str(p) for p in range(10001, 10231, 2)))[:702],
             country="IS",
             family="f" * 32,
@@ -103,7 +127,7 @@ def test_the_longest_descriptor_fits():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format_version": 2}, {"format_version": 0}, {"identity": b"x" * 31}, {"sequence": -1},
+        {"format_version": 1}, {"format_version": 3}, {"format_version": 0}, {"identity": b"x" * 31}, {"sequence": -1},
         {"sequence": 2**63}, {"published_s": -1}, {"expires_s": NOW_S}, {"expires_s": NOW_S - 1},
         {"expires_s": NOW_S + MAX_LIFETIME_S + 1}, {"expires_s": 2**41, "published_s": 2**41 - 5},
         {"addresses": ()}, {"addresses": (Address("192.0.2.1", 1),) * 2}, {"addresses":
@@ -115,7 +139,13 @@ def test_the_longest_descriptor_fits():
         {"role_bits": 3, "exit_policy_summary": "accept"}, {"has_ipv6": 1}, {"country": "is"}, {"country":
         "ISL"}, {"country": "É!"}, {"family": "a b"}, {"family": "f" * 33}, {"capacity_bytes_per_s": 2**50 +
         1}, {"software_version": "0.1\n"}, {"suites": ()}, {"suites": (1, 1)}, {"suites": (0,)}, {"suites":
-        tuple(range(1, 10))},
+        tuple(range(1, 10))}, {"payee": b"$" * 20, "payee_proof": b"p" * 64}, {"payee_proof": b"p" * 65},
+        {"members": (b"m" * 31,)}, {"members": (b"m" * 32,) * 2}, {"members": (NODE.node_id,)}, {"members":
+        tuple(bytes([i]) * 32 for i in range(MAX_MEMBERS + 1))}, {"onion_key_made_s": NOW_S},
+        {"onion_key_made_s": NOW_S, "onion_key_period_s": 1799}, {"onion_key_period_s": -1},
+        {"onion_key_period_s": MAX_LIFETIME_S + 1}, {"monthly_cap_bytes": -1}, {"monthly_cap_bytes": 2**61},
+        {"is_draining": 1}, {"link_versions": ()}, {"link_versions": (1, 1)}, {"link_versions": (0,)},
+        {"link_versions": (1, 2, 3, 4, 5)},
     ],
 )  # fmt: skip
 def test_a_field_out_of_range_is_refused_even_when_signed(changes):
@@ -132,6 +162,31 @@ def test_a_signature_of_another_or_for_another_purpose_is_refused():
             decode_descriptor(data)
     with pytest.raises(ValueError, match="signed by the identity"):
         sign_descriptor(OTHER, make())
+
+
+def test_a_payee_must_have_signed_for_this_very_identity():
+    proof = prove_payee(PAYEE, NODE.node_id)
+    sign_descriptor(NODE, make(payee=PAYEE.address, payee_proof=proof))
+    for wrong in (
+        make(payee=b"$" * 20, payee_proof=proof),
+        make(payee=PAYEE.address, payee_proof=prove_payee(PAYEE, OTHER.node_id)),
+        make(payee=PAYEE.address, payee_proof=proof[:64] + b"\x00"),
+        make(payee=PAYEE.address, payee_proof=b"\xff" * 65),
+    ):
+        with pytest.raises(DecodeError, match="did not sign for it"):
+            decode_descriptor(encode_unchecked(wrong))
+    sign_descriptor(NODE, make(payee=PAYEE.address))  # a root list may vouch for it
+
+
+def test_the_vectors_are_read_and_written_byte_for_byte():
+    for vector in json.loads(VECTORS.read_text())["descriptors"]:
+        entry = decode_descriptor(bytes.fromhex(vector["encoded"]))
+        assert sign_descriptor(Identity(bytes.fromhex(vector["seed"])), entry.descriptor) == entry
+        told = {name: vector["fields"][name] for name in Descriptor.__struct_fields__}
+        assert msgspec.json.decode(msgspec.json.encode(msgspec.structs.asdict(entry.descriptor))) == told
+    for vector in json.loads(VECTORS.read_text())["refused"]:
+        with pytest.raises(DecodeError, match=re.escape(vector["why"])):
+            decode_descriptor(bytes.fromhex(vector["encoded"]))
 
 
 @given(st.data())
