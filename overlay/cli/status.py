@@ -58,13 +58,36 @@ def circuits(common: Common, as_json: bool, renew: bool) -> None:
     _show(answer, "\n".join(render_circuits(rows)) if rows else "no circuits", as_json=as_json)
 
 
-@click.command(cls=ManualCommand, examples=(("hopfare stop", "Stop it and wait until it has tidied up."),))
+@click.command(
+    cls=ManualCommand,
+    examples=(
+        ("hopfare stop", "Stop it and wait until it has tidied up."),
+        ("hopfare stop --drain", "A relay: take no new circuits and stop when the last has ended."),
+    ),
+)
 @common_options
-def stop(common: Common) -> None:
+@click.option("--drain", is_flag=True, help="Let customers move first; only for relays and exits.")
+@click.option(
+    "--limit", metavar="TIME", default="15m", show_default=True, help="Longest time to drain, such as 1h."
+)
+def stop(common: Common, drain: bool, limit: str) -> None:
     """Stop the hopfare that runs with this state folder."""
+    from overlay.config.values import duration_s
     from overlay.node.io.local import wait_until_free
 
     state_dir = common.load().state_dir
+    if drain:
+        try:
+            limit_s = duration_s("0s", "1d")(limit)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--limit") from None
+        answer = call_local(state_dir, "drain", {"limit_s": limit_s})
+        click.echo(f"draining: {answer.get('circuits', 0)} circuits are left; Ctrl-C leaves it to itself")
+        if not wait_until_free(state_dir, timeout_s=limit_s + 15.0):
+            click.echo("hopfare: it is stopping, but takes long over it", err=True)
+            sys.exit(1)
+        click.echo("stopped")
+        return
     call_local(state_dir, "stop")
     if not wait_until_free(state_dir, timeout_s=15.0):
         click.echo("hopfare: it is stopping, but takes long over it", err=True)

@@ -80,7 +80,7 @@ class NodeConfig:
     metrics: Address | None = _setting(  # noqa: RUF009 - the value is immutable
         '""',
         values.optional(values.address),
-        "Address for Prometheus to fetch metrics from by HTTP, such as \"127.0.0.1:9433\". Totals only;\n"
+        'Address for Prometheus to fetch metrics from by HTTP, such as "127.0.0.1:9433". Totals only;\n'
         "yet keep it from strangers, to whom times and totals say something. Empty: none.",
     )
 
@@ -123,6 +123,13 @@ class RelayConfig:
         values.rate_bytes_per_s,
         'What you offer each way, such as "100 Mbit/s"; "0" says nothing. Customers prefer larger ones.',
         key="capacity",
+    )
+    monthly_cap_bytes: int = _setting(
+        '"0 B"',
+        values.size_bytes("0 B", "1000 TiB"),
+        'Most to carry in a calendar month (UTC), both ways together, such as "2 TB"; "0 B" for no limit.\n'
+        "At 95 % no new circuits are taken, at 100 % nothing is carried until the next month.",
+        key="monthly_cap",
     )
     max_links: int = _setting("4096", values.integer(1, 1_000_000), "Most QUIC connections at a time.")
     max_links_per_address: int = _setting(

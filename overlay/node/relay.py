@@ -19,10 +19,11 @@ import trio
 from circuits.building.messages import Address, ExitAddresses, ExitHere
 from circuits.building.relay import RelayBuild
 from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
+from overlay.duty import Duty
 from overlay.engine.interface import FlowFault, FlowHandle, Price
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
-from overlay.errors import DecodeError, FileError
+from overlay.errors import DecodeError, FileError, LocalControlError
 from overlay.identity import format_node_id
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
@@ -30,6 +31,7 @@ from overlay.links.redial import Redialer
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Build, Built, Destroy, Goodbye, decode_control, encode_control
 from overlay.node.directory_host import explain_no_extend
+from overlay.node.duty import MAX_DRAIN_S, DutyKeeper
 from overlay.node.io.exit_side import ExitSide, open_exit_side
 from overlay.node.io.files import load_directory, load_identity, load_onion_keys
 from overlay.node.io.local import lock_state, serve_local
@@ -84,6 +86,7 @@ class RelayNode:
         self.endpoint: Endpoint
         self.exit_side: ExitSide | None = None
         self.keys_problem = ""
+        self.duty = DutyKeeper(config, is_exit=as_exit)
         self.started_s = trio.current_time()
         self._nursery = nursery
         self._dials: set[bytes] = set()
@@ -92,6 +95,7 @@ class RelayNode:
         self._links: dict[bytes, Link] = {}
         self._all_links: set[Link] = set()
         self._meters: dict[Link, tuple[Meter, Meter]] = {}
+        self._closed_packets = [0, 0]
         self._bad_messages: dict[Link, int] = {}
         self._limit = RateLimit()
         self.engine = PythonEngine(
@@ -133,7 +137,8 @@ class RelayNode:
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
         """A neighbour is gone."""
         self._all_links.discard(link)
-        self._meters.pop(link, None)
+        for side, meter in enumerate(self._meters.pop(link, ())):
+            self._closed_packets[side] += meter.packets
         self._bad_messages.pop(link, None)
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
@@ -240,6 +245,19 @@ class RelayNode:
     def _meter(self, link: Link) -> tuple[Meter, Meter]:
         return self._meters.setdefault(link, (Meter(), Meter()))
 
+    def carried_packets(self) -> tuple[int, int]:
+        """Packets carried since the start: on links that pay this relay, and on links that it pays."""
+        towards, onward = self._closed_packets
+        for meters in self._meters.values():
+            towards, onward = towards + meters[0].packets, onward + meters[1].packets
+        return towards, onward
+
+    def change_duty(self, duty: Duty) -> None:
+        """Take new circuits, or not; end those there are when the relay is to carry nothing."""
+        if duty is Duty.SHUT:
+            self.switch.close(trio.current_time())
+        self.switch.closing = duty is not Duty.OPEN
+
     def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
         """Inner addresses of the exit."""
         return None if self.exit_side is None else self.exit_side.allocate(wanted, now)
@@ -270,11 +288,14 @@ class RelayNode:
             "role": "exit" if self.as_exit else "relay",
             "name": self.identity.name,
             "ready": True,
-            "problems": [self.keys_problem] if self.keys_problem else [],
+            "problems": [*([self.keys_problem] if self.keys_problem else []), *self.duty.problems()],
             "uptime_s": round(trio.current_time() - self.started_s, 1),
             "pid": os.getpid(),
             "directory": len(self.directory),
             "circuits": self.switch.circuit_count,
+            "draining": self.switch.closing,
+            "packets": dict(zip(("in", "out"), self.carried_packets(), strict=True)),
+            "usage": self.duty.status(),
             "links": links,
             "builds": {
                 "seen": counters.builds,
@@ -335,7 +356,7 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         # Everything that needs privileges is done; what undoes the exit's network needs this one.
         drop_capabilities((CAP_NET_ADMIN,) if as_exit else ())
         await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
-        nursery.start_soon(_keep_time, node)
+        nursery.start_soon(_keep_time, node, nursery.cancel_scope)
         nursery.start_soon(_keep_directory, node, config)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
         settle()
@@ -346,6 +367,7 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             await trio.sleep_forever()
         finally:
             node.switch.close(trio.current_time())
+            node.duty.store()
             node.endpoint.flush()
             nursery.cancel_scope.cancel()
 
@@ -363,16 +385,27 @@ class _Local:
         if method == "stop":
             self._scope.cancel()
             return {}
+        if method == "drain":
+            limit_s = params.get("limit_s")
+            if not isinstance(limit_s, int | float) or not 0 <= limit_s <= MAX_DRAIN_S:
+                raise LocalControlError(f"limit_s must be from 0 to {MAX_DRAIN_S:g} seconds")
+            self._node.duty.roster.drain(trio.current_time() + limit_s)
+            return {"circuits": self._node.switch.circuit_count}
         raise LookupError(f"a relay has no {method}")
 
 
-async def _keep_time(node: RelayNode) -> None:
-    """Builds' time-outs, circuits' ends, and old keys."""
+async def _keep_time(node: RelayNode, scope: trio.CancelScope) -> None:
+    """Builds' time-outs, circuits' ends, old keys, and what the operator allows; cancels `scope` when a
+    draining node is done.
+    """
     expire_at = trio.current_time() + EXPIRE_S
     while True:
         await trio.sleep(TICK_S)
         now = trio.current_time()
         node.switch.handle_timeout(now)
+        node.duty.tick(sum(node.carried_packets()), node.change_duty)
+        if node.duty.roster.may_stop(node.switch.circuit_count, now):
+            scope.cancel()
         if now >= expire_at:
             expire_at = now + EXPIRE_S
             node.engine.expire()

@@ -243,9 +243,9 @@ async def handle(self: Any, method: str, params: dict[str, Any]) -> dict[str, An
 original_keep = relay_module._keep_time
 
 
-async def keep_time(node: RelayNode) -> None:
+async def keep_time(node: RelayNode, *rest: Any) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(original_keep, node)
+        nursery.start_soon(original_keep, node, *rest)
         nursery.start_soon(pester, node)
         nursery.start_soon(keep_neighbours, node)
         nursery.start_soon(send_delayed, node)
