@@ -25,7 +25,7 @@ OTHER_V4, OTHER_V6 = "100.64.9.9", "fd68:6f70:6661::909"
 def say(**what):
     print(json.dumps(what), flush=True)
 
-async def sent(ns, wanted=lambda packet: True, timeout_s=5):
+async def sent(ns, wanted=lambda packet: True, timeout_s=20):
     '''Return the next packets out of the TUN (without their vnet header) that are wanted.'''
     with trio.fail_after(timeout_s):
         while True:

@@ -138,7 +138,7 @@ await ns.set_default_source(V4, V6)
 code = "import socket; socket.getaddrinfo('a-name.example', 80)"
 command = [sys.executable, "-I", "-S", EXEC, "100.64.0.1,fd68:6f70:6661::1", str(ns.helper_pid)]
 asking = await trio.lowlevel.open_process([*command, sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-packets = await sent(ns, lambda packet: b"a-name" in packet, timeout_s=10)
+packets = await sent(ns, lambda packet: b"a-name" in packet)
 say(to=socket.inet_ntop(socket.AF_INET, packets[0][16:20]), port=int.from_bytes(packets[0][22:24], "big"))
 asking.kill()
 await asking.wait()

@@ -41,14 +41,16 @@ ip("addr", "add", "10.9.0.1/24", "dev", tun.name)
 ip("link", "set", tun.name, "up")
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("10.9.0.1", 5000))
-udp.settimeout(5)
+udp.settimeout(20)
 udp.sendto(b"out", ("10.9.0.2", 6000))
 got = []
 while not got:
     select.select([tun], [], [], 5)
     got = [raw for raw in tun.read_batch() if raw[head] >> 4 == 4]
 packet = bytearray(got[0])
-assert packet.endswith(b"out") and tun.read_batch() == []
+assert packet.endswith(b"out")
+# The kernel's own IPv6 talk may come at any time.
+assert not [raw for raw in tun.read_batch() if raw[head] >> 4 == 4]
 header = packet[:head]
 packet = packet[head:]
 packet[12:16], packet[16:20] = packet[16:20], packet[12:16]
