@@ -54,6 +54,10 @@ class BackOff:
             del self._rests[min(self._rests, key=lambda key: self._rests[key])]
         self._rests[node_id] = until
 
+    def end_rest(self, node_id: bytes) -> None:
+        """Have the relay used as before. Harmless if it does not rest."""
+        self._rests.pop(node_id, None)
+
     def is_resting(self, node_id: bytes, now: float) -> bool:
         """Tell whether others come before the relay now."""
         return self._rests.get(node_id, now) > now

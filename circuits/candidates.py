@@ -41,7 +41,8 @@ class Candidate:
     `members`: the identities that the relay calls its family; it counts where both relays name each other.
     `payee` (20 bytes or empty) is proven by its key. `capacity_bytes_per_s` is the relay's own word (0:
     none); `measured_bytes_per_s` (0: not yet) and `quality` (0 to 1) are this node's own measurements
-    (`circuits.quality`), and cap what the relay says; `stake_wei` is from the root list.
+    (`circuits.quality`), and cap what the relay says; `stake_wei` is from the root list. One that
+    `is_draining` carries what it carries and wants nothing new.
     """
 
     node_id: bytes
@@ -62,6 +63,7 @@ class Candidate:
     payee: bytes = b""
     members: tuple[bytes, ...] = ()
     measured_bytes_per_s: int = 0
+    is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class NoPathKind(Enum):
     GUARD = "guard"
     RELATED = "related"
     UNREACHABLE = "unreachable"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)

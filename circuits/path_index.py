@@ -156,6 +156,7 @@ class PathIndex:
         self._exits = [i for i, c in enumerate(everyone) if c.is_exit]
         self._relays = [i for i, c in enumerate(everyone) if c.is_relay]
         self._suites = [c.suites for c in everyone]
+        self._has_draining = any(c.is_draining for c in everyone)
         self._all_suites = set(self._suites)
         self._weights = base_weights(everyone)
         self._spare = spare_factor(everyone, self._weights)
@@ -172,11 +173,12 @@ class PathIndex:
     def select(self, position: Position, constraints: Constraints) -> Selection:
         """Return those that pass the static rules for a position; never empty without a `failure`."""
         key = self._rules_key(position, constraints)
-        found = self._cache.get(key)
+        found = self._cache.pop(key, None)
         if found is None:
             if len(self._cache) >= CACHE_ENTRIES:
                 del self._cache[next(iter(self._cache))]
-            found = self._cache[key] = self._filter(position, constraints)
+            found = self._filter(position, constraints)
+        self._cache[key] = found  # the order is that of the last use
         return found
 
     def own_limit(self, position: Position, constraints: Constraints) -> int | None:
@@ -283,6 +285,13 @@ class PathIndex:
                 "{who} speaks a cipher suite of ours",
             )
         )
+        if self._has_draining:
+            add(
+                NoPathKind.DRAINING,
+                "is not about to leave",
+                lambda e: not e.candidate.is_draining,
+                "{who} is there to stay: they take nothing new",
+            )
         banned, networks = constraints.banned, constraints.excluded_networks
         if not banned.is_empty() or networks:
             add(

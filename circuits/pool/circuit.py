@@ -94,6 +94,7 @@ class Circuit:
             self.state,
             tuple(hop.candidate for hop in self.path.hops),
             tuple(hop.reason for hop in self.path.hops),
+            tuple(hop.steps for hop in self.path.hops),
             now - self.started,
             None if self.used_since is None else now - self.used_since,
             self.leases,

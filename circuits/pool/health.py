@@ -27,8 +27,11 @@ class Health:
         "best_rtt_s",
         "last_activity",
         "last_heard",
+        "last_rtt_s",
         "loss",
+        "lost",
         "rtt_s",
+        "sent",
     )
 
     def __init__(self, settings: PoolSettings, now: float) -> None:
@@ -42,8 +45,11 @@ class Health:
         self.last_heard = now
         self.last_activity = now
         self.rtt_s: float | None = None
+        self.last_rtt_s: float | None = None
         self.best_rtt_s: float | None = None
         self.loss = 0.0
+        self.lost = 0  # echoes, of `sent` whose end is known
+        self.sent = 0
 
     def note_sent_echo(self, token: bytes, now: float) -> None:
         """Count an echo that goes out now."""
@@ -62,7 +68,7 @@ class Health:
         sent = self._outstanding.pop(token, None)
         if sent is None:
             return False
-        rtt_s = max(0.0, now - sent)
+        rtt_s = self.last_rtt_s = max(0.0, now - sent)
         self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + (rtt_s - self.rtt_s) / 8
         self.best_rtt_s = rtt_s if self.best_rtt_s is None else min(self.best_rtt_s, rtt_s)
         slow = rtt_s > self.best_rtt_s * _SLOW_FACTOR + _SLOW_EXTRA_S
@@ -118,4 +124,6 @@ class Health:
         return since + self._settings.dead_s if self._probes >= 3 else None
 
     def _note_outcome(self, *, lost: bool) -> None:
+        self.sent += 1
+        self.lost += lost
         self.loss += ((1.0 if lost else 0.0) - self.loss) / 8

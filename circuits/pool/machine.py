@@ -9,11 +9,12 @@ to carry out, in order; `handle_timeout` may come early or twice. Specification:
 from __future__ import annotations
 
 from circuits.backoff import BackOff
-from circuits.candidates import Constraints
+from circuits.candidates import Constraints, NoPath
 from circuits.guards import GuardStore
 from circuits.handshake import Rng
+from circuits.path import violation
 from circuits.path_index import PathIndex, uniform
-from circuits.pool.blame import Blame
+from circuits.pool.blame import Blame, GuardVerdict
 from circuits.pool.circuit import Circuit
 from circuits.pool.demands import Demands
 from circuits.pool.planner import Planner
@@ -24,6 +25,7 @@ from circuits.pool.types import (
     CircuitStatus,
     CloseCircuit,
     GuardPassedOver,
+    GuardTakenBack,
     Leased,
     Need,
     NeedRefused,
@@ -34,11 +36,17 @@ from circuits.pool.types import (
     Trouble,
     Waiting,
 )
+from circuits.quality import QualityBook
 
 TOKEN_BYTES = 8
 BREAKING_GUARD = (
     "circuits over this guard keep breaking, whichever relays follow: another guard is used for 15 minutes"
 )
+NOT_THE_GUARD = (
+    "circuits break over another guard as well, so it was not the first one: that one is used again, and no "
+    "guard is passed over for a while"
+)
+ECHOES_TO_JUDGE = 4  # known ends of echoes before a circuit's loss says something of its relays
 SLOW_EVERY_S = 60.0  # an unused circuit that became slow is replaced at most this often
 
 
@@ -54,19 +62,22 @@ class Pool:
         *,
         settings: PoolSettings | None = None,
         backoff: BackOff | None = None,
+        quality: QualityBook | None = None,
         unix_offset_s: float = 0.0,
     ) -> None:
         """Set up; nothing happens before the first `handle_timeout`.
 
-        `constraints` without ports and IPv6, which come with the needs. `unix_offset_s`: time of day
-        minus the steady clock.
+        `constraints` without ports and IPv6, which come with the needs. What is seen of relays goes into
+        `quality`. `unix_offset_s`: time of day minus the steady clock.
         """
         self._settings = settings or PoolSettings()
         self._rng = rng
         self._circuits: dict[int, Circuit] = {}
         self._demands = Demands(self._settings)
         backoff = backoff or BackOff()
-        self._blame = Blame(backoff)
+        self.backoff = backoff
+        self.quality = quality if quality is not None else QualityBook()
+        self._blame = Blame(backoff, self.quality, unix_offset_s)
         self._guards_heard: dict[bytes, float] = {}
         self._planner = Planner(
             self._circuits,
@@ -132,6 +143,12 @@ class Pool:
             if received:
                 circuit.health.note_heard(now)
 
+    def note_rate(self, circuit_id: int, rate_bytes_per_s: float, now: float) -> None:
+        """A circuit carried so much over a second or so: each of its relays can."""
+        circuit = self._circuits.get(circuit_id)
+        if circuit is not None:
+            self._blame.note_rate(circuit.path, rate_bytes_per_s, now)
+
     def note_guard_heard(self, node_id: bytes, at: float) -> None:
         """The link to a guard brought something: silence of its circuits is then no want of uplink."""
         if len(self._guards_heard) >= 64:
@@ -147,20 +164,26 @@ class Pool:
             return []
         circuit.note_built(has_ipv6, now)
         self._planner.note_built()
-        self._blame.note_works(circuit.path)
+        self._blame.note_built(circuit.path, now)
         return [*self._probe(circuit_id, now), CircuitReady(circuit_id), *self._planner.plan(now)]
 
     def handle_build_failed(
-        self, circuit_id: int, suspects: tuple[int, ...], sentence: str, now: float
+        self,
+        circuit_id: int,
+        suspects: tuple[int, ...],
+        sentence: str,
+        now: float,
+        *,
+        clock: bool = False,
     ) -> list[Action]:
         """A build failed; `suspects` (indices of hops) and `sentence` as in
-        `circuits.building.client.BuildFailed`.
+        `circuits.building.client.BuildFailed`; `clock`: over the time of day, which may be our own fault.
         """
         circuit = self._circuits.get(circuit_id)
         if circuit is None or circuit.state is not State.BUILDING:
             return []
         del self._circuits[circuit_id]
-        self._blame.note_build_failed(circuit.path, suspects, now)
+        self._blame.note_build_failed(circuit.path, suspects, now, clock=clock)
         self._planner.note_failure(sentence, now)
         return self._planner.plan(now)
 
@@ -196,15 +219,21 @@ class Pool:
             if circuit.path.node_ids[0] == node_id:
                 circuit.guard_is_silent = False
 
-    def handle_closed(self, circuit_id: int, sentence: str, now: float) -> list[Action]:
-        """The network closed a circuit that was built."""
+    def handle_closed(
+        self, circuit_id: int, sentence: str, now: float, *, is_fault: bool = True
+    ) -> list[Action]:
+        """A circuit that was built is closed: by the network or, where that `is_fault` of nobody's, by
+        ourselves.
+        """
         circuit = self._circuits.get(circuit_id)
         if circuit is None:
             return []
         if circuit.state is State.BUILDING:
             return self.handle_build_failed(circuit_id, (0,), sentence, now)
-        self._note_silent(circuit, now)
-        actions = [*self._drop(circuit_id, circuit, sentence), *self._note_broken(circuit, now)]
+        actions = self._drop(circuit_id, circuit, sentence)
+        if is_fault:
+            self._note_silent(circuit, now)
+            actions += self._note_broken(circuit, now)
         return [*actions, *self._planner.plan(now)]
 
     def handle_echo(self, circuit_id: int, token: bytes, now: float) -> list[Action]:
@@ -212,7 +241,7 @@ class Pool:
         circuit = self._circuits.get(circuit_id)
         if circuit is not None and circuit.health.note_echo(token, now):
             circuit.is_blamed = False
-            self._blame.note_works(circuit.path)
+            self._blame.note_echo(circuit.path, now, circuit.health.last_rtt_s)
         return []
 
     # --- surroundings ------------------------------------------------------------------------------------
@@ -222,9 +251,27 @@ class Pool:
         self._planner.set_index(index)
         return [] if self._closed else self._planner.plan(now)
 
+    def set_constraints(self, constraints: Constraints, now: float) -> list[Action]:
+        """Obey other rules from now on: circuits that break them take no new flows, builds that do are given
+        up. Old flows finish where they are.
+        """
+        self._planner.set_constraints(constraints)
+        if self._closed:
+            return []
+        actions: list[Action] = []
+        for circuit_id, circuit in list(self._circuits.items()):
+            why = violation(circuit.path, constraints)
+            if why is not None and circuit.state is State.BUILDING:
+                del self._circuits[circuit_id]
+                actions.append(CloseCircuit(circuit_id, f"the rules have changed: {why}"))
+            elif why is not None:
+                circuit.retire_at = min(circuit.retire_at, now)
+        return [*actions, *self._retire(now), *self._planner.plan(now)]
+
     def set_unix_offset(self, unix_offset_s: float) -> None:
         """Take a change of the time of day against the steady clock."""
         self._planner.unix_offset_s = unix_offset_s
+        self._blame.unix_offset_s = unix_offset_s
 
     def renew(self, now: float) -> list[Action]:
         """Give new flows other circuits from now on (Tor's NEWNYM); old flows finish on theirs, builds under
@@ -305,6 +352,15 @@ class Pool:
         """Return all circuits, oldest first."""
         return [circuit.describe(circuit_id, now) for circuit_id, circuit in self._circuits.items()]
 
+    @property
+    def no_path(self) -> NoPath | None:
+        """Why the last choice of a path found none, with what each rule left; None if it found one."""
+        return self._planner.no_path
+
+    def resting_guard(self, now: float) -> bytes | None:
+        """Return the guard that is passed over now because circuits over it broke, or None."""
+        return self._blame.resting_guard(now)
+
     def explain(self, now: float) -> str | None:
         """Return why there is no usable circuit, in one sentence; None if there is one."""
         if any(circuit.is_usable(now) for circuit in self._circuits.values()):
@@ -336,10 +392,21 @@ class Pool:
             circuit.is_blamed = True
             self._blame.note_died(circuit.path, now)
 
+    def _note_loss(self, circuit: Circuit, now: float) -> None:
+        """Enter what a circuit lost in its life; those that died are entered as broken instead."""
+        health = circuit.health
+        if health.sent >= ECHOES_TO_JUDGE:
+            unix_s = now + self._planner.unix_offset_s
+            self.quality.note_loss(circuit.path.node_ids, health.lost, health.sent, unix_s)
+
     def _note_broken(self, circuit: Circuit, now: float) -> list[Action]:
         """Have another guard used if it is this circuit's that breaks circuits; flows that go on may."""
-        if not self._blame.note_broken(circuit.path, now):
+        resting = self._blame.resting_guard(now)
+        verdict = self._blame.note_broken(circuit.path, now)
+        if verdict is GuardVerdict.NOTHING:
             return []
+        if verdict is GuardVerdict.TAKEN_BACK and resting is not None:
+            return [GuardTakenBack(resting, NOT_THE_GUARD)]
         guard = circuit.path.node_ids[0]
         self._planner.last_failure = BREAKING_GUARD
         actions: list[Action] = [GuardPassedOver(guard, BREAKING_GUARD)]
@@ -372,6 +439,7 @@ class Pool:
             if circuit.state is State.DRAINING:
                 if not circuit.leases:
                     del self._circuits[circuit_id]
+                    self._note_loss(circuit, now)
                     actions.append(CloseCircuit(circuit_id, "rotated out"))
                 elif now >= circuit.retire_at:
                     actions += self._drop(circuit_id, circuit, "the circuit reached its greatest age")
@@ -388,5 +456,5 @@ class Pool:
         if not slow or len(slow) == len(spares):
             return []
         self._slow_at = now + SLOW_EVERY_S
-        del self._circuits[slow[0]]
+        self._note_loss(self._circuits.pop(slow[0]), now)
         return [CloseCircuit(slow[0], "the circuit became slow")]

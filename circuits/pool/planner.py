@@ -74,6 +74,14 @@ class Planner:
         self._spares_at = 0.0
         self.no_path = None
 
+    def set_constraints(self, constraints: Constraints) -> None:
+        """Obey other rules from now on, and try at once."""
+        self._constraints = constraints
+        self._spares_at = 0.0
+        self._build_at = 0.0
+        self._failures = 0
+        self.no_path = None
+
     def want_spares(self) -> None:
         """Think about spares at the next `plan`, whatever was to be waited for."""
         self._spares_at = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from circuits.candidates import Candidate, NoPathKind
+from circuits.candidates import Candidate, NoPathKind, Step
 from circuits.path import Path
 
 
@@ -171,6 +171,14 @@ class GuardPassedOver:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class GuardTakenBack:
+    """Circuits break over another guard as well: the one that was passed over is used again."""
+
+    node_id: bytes
+    sentence: str
+
+
 Action = (
     StartBuild
     | SendEcho
@@ -180,6 +188,7 @@ Action = (
     | NeedRefused
     | GuardsChanged
     | GuardPassedOver
+    | GuardTakenBack
 )
 
 
@@ -193,12 +202,16 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CircuitStatus:
-    """One circuit, for `hopfare circuits`. Times in seconds; `rtt_s` None before the first echo came back."""
+    """One circuit, for `hopfare circuits`. Times in seconds; `rtt_s` None before the first echo came back.
+
+    For each relay `reasons` says why it was chosen, and `steps` how many candidates each rule left.
+    """
 
     circuit_id: int
     state: State
     relays: tuple[Candidate, ...]
     reasons: tuple[str, ...]
+    steps: tuple[tuple[Step, ...], ...]
     age_s: float
     used_s: float | None
     leases: int
