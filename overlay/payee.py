@@ -30,7 +30,9 @@ def prove_payee(key: PayeeSigner, identity: bytes) -> bytes:
 
 
 def is_proof(proof: bytes, identity: bytes, payee: bytes) -> bool:
-    """Tell whether `proof` is the signature of `payee` (20 bytes) for `identity`; False if any is malformed."""
+    """Tell whether `proof` is the signature of `payee` (20 bytes) for `identity`, False also for
+    malformed ones.
+    """
     return len(proof) == PAYEE_PROOF_BYTES and recover(_digest(identity), proof) == payee
 
 

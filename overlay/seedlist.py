@@ -5,8 +5,10 @@ of its own, and hands the file to everybody, who names the key's public half in 
 file's form and checks; the registry will take its place as the root list, descriptors stay the same.
 
 The file is an `overlay.envelope` signed in the context "seed list" over the msgpack array ``[version,
-network, sequence, published_s, expires_s, [descriptor, ...]]``, each descriptor whole, as its node signed
-it: the list vouches for who belongs to the network, never for what a node says of itself.
+network, sequence, published_s, expires_s, [descriptor, ...], [[identity, payee, [address, ...]], ...]]``,
+each descriptor whole, as its node signed it: the list vouches for who belongs to the network, never for what
+a node says of itself. The last element names members without a descriptor, which they publish themselves
+(`overlay.gossip`).
 """
 
 from __future__ import annotations
@@ -20,26 +22,46 @@ import msgspec
 
 from overlay.descriptor import (
     FUTURE_TOLERANCE_S,
+    MAX_ADDRESSES,
     MAX_DESCRIPTOR_BYTES,
     MAX_LIFETIME_S,
     MAX_TIME_S,
+    PAYEE_BYTES,
+    Address,
     SignedDescriptor,
     Staleness,
     decode_descriptor,
+    is_usable_address,
 )
 from overlay.envelope import OVERHEAD_BYTES, decode_envelope, sign_envelope
 from overlay.errors import DecodeError
-from overlay.identity import Identity, NodeId, verify
+from overlay.identity import NODE_ID_BYTES, Identity, NodeId, verify
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_NODES = 2048
-MAX_SEED_LIST_BYTES = OVERHEAD_BYTES + 256 + MAX_NODES * (MAX_DESCRIPTOR_BYTES + 3)
-"""About 4 MiB: the most nodes, each with the longest descriptor and its msgpack head, and the list's own
-fields.
+MAX_MEMBERS = 16_384
+MAX_SEED_LIST_BYTES = OVERHEAD_BYTES + 256 + MAX_NODES * (MAX_DESCRIPTOR_BYTES + 3) + MAX_MEMBERS * 512
+"""About 12 MiB: the most nodes, each with the longest descriptor, the most members with eight addresses, and
+the list's own fields.
 """
 
 _CONTEXT = b"seed list"
 NETWORK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+
+class ListedMember(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A node that belongs to the network, without its descriptor."""
+
+    identity_bytes: Annotated[bytes, msgspec.Meta(min_length=NODE_ID_BYTES, max_length=NODE_ID_BYTES)]
+    payee: Annotated[bytes, msgspec.Meta(max_length=PAYEE_BYTES)]
+    """20 bytes, or empty if the list does not say."""
+    addresses: Annotated[tuple[Address, ...], msgspec.Meta(max_length=MAX_ADDRESSES)]
+    """Where to look for it."""
+
+    @property
+    def identity(self) -> NodeId:
+        """The identity, as a NodeId."""
+        return NodeId(self.identity_bytes)
 
 
 class _Body(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +74,7 @@ class _Body(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
         tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_DESCRIPTOR_BYTES)], ...],
         msgspec.Meta(max_length=MAX_NODES),
     ]
+    members: Annotated[tuple[ListedMember, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
 _decoder = msgspec.msgpack.Decoder(_Body)
@@ -67,6 +90,8 @@ class SeedList:
     published_s: int
     expires_s: int
     descriptors: tuple[SignedDescriptor, ...]
+    members: tuple[ListedMember, ...]
+    """Nodes that belong to the network and are named without a descriptor."""
     refused: tuple[str, ...]
     """Why each descriptor left out was left out: a newer format, a node listed twice."""
 
@@ -79,10 +104,12 @@ def sign_seed_list(
     sequence: int,
     published_s: int,
     expires_s: int,
+    members: Iterable[ListedMember] = (),
 ) -> bytes:
-    """Return the file of a list of `descriptors`, signed by the seed-list key `identity`.
+    """Return the file of a list of `descriptors` and `members`, signed by the seed-list key `identity`.
 
-    Raises ValueError for a bad network name, more than 2048 nodes, a node twice, or a lifetime out of range.
+    Raises ValueError for a bad network name, more than 2048 descriptors or 16,384 members, a node twice, or a
+    lifetime out of range.
     """
     body = _Body(
         FORMAT_VERSION,
@@ -91,6 +118,7 @@ def sign_seed_list(
         published_s,
         expires_s,
         tuple(entry.encoded for entry in descriptors),
+        tuple(members),
     )
     encoded = sign_envelope(identity, _CONTEXT, msgspec.msgpack.encode(body))
     try:
@@ -123,6 +151,13 @@ def decode_seed_list(data: bytes, signer: NodeId) -> SeedList:
         raise DecodeError("the seed list's network name has characters that are not allowed")
     if not 0 < body.expires_s - body.published_s <= MAX_LIFETIME_S:
         raise DecodeError("the seed list expires before it is published, or lives longer than allowed")
+    for member in body.members:
+        if len(member.payee) not in (0, PAYEE_BYTES) or not all(
+            is_usable_address(address.ip) for address in member.addresses
+        ):
+            raise DecodeError("the seed list names a member with a payee or an address that cannot be")
+    if len({member.identity_bytes for member in body.members}) != len(body.members):
+        raise DecodeError("the seed list names a member twice")
     accepted: dict[bytes, SignedDescriptor] = {}
     refused = []
     for encoded in body.descriptors:
@@ -142,6 +177,7 @@ def decode_seed_list(data: bytes, signer: NodeId) -> SeedList:
         body.published_s,
         body.expires_s,
         tuple(accepted.values()),
+        body.members,
         tuple(refused),
     )
 

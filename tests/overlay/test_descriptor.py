@@ -127,7 +127,8 @@ def test_the_longest_descriptor_fits():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format_version": 1}, {"format_version": 3}, {"format_version": 0}, {"identity": b"x" * 31}, {"sequence": -1},
+        {"format_version": 1}, {"format_version": 3}, {"format_version": 0},
+        {"identity": b"x" * 31}, {"sequence": -1},
         {"sequence": 2**63}, {"published_s": -1}, {"expires_s": NOW_S}, {"expires_s": NOW_S - 1},
         {"expires_s": NOW_S + MAX_LIFETIME_S + 1}, {"expires_s": 2**41, "published_s": 2**41 - 5},
         {"addresses": ()}, {"addresses": (Address("192.0.2.1", 1),) * 2}, {"addresses":

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from overlay.descriptor import Address, Descriptor, Staleness, sign_descriptor
 from overlay.envelope import sign_envelope
 from overlay.errors import DecodeError
+from overlay.gossip.roots import Member, root_list_of_seed_list
 from overlay.identity import Identity
-from overlay.seedlist import MAX_NODES, decode_seed_list, find_list_staleness, sign_seed_list
+from overlay.seedlist import MAX_NODES, ListedMember, decode_seed_list, find_list_staleness, sign_seed_list
 
 NOW_S = 1_800_000_000
 SIGNER = Identity(b"s" * 32)
@@ -37,8 +38,8 @@ def make(descriptors=NODES, *, signer=SIGNER, network="test-net", expires_s=NOW_
 
 
 def body(**changes):
-    fields = {"version": 1, "network": "test", "sequence": 1, "published": NOW_S, "expires": NOW_S + 9}
-    return msgspec.msgpack.encode(list({**fields, "nodes": [], **changes}.values()))
+    fields = {"version": 2, "network": "test", "sequence": 1, "published": NOW_S, "expires": NOW_S + 9}
+    return msgspec.msgpack.encode(list({**fields, "nodes": [], "members": [], **changes}.values()))
 
 
 def test_a_list_carries_descriptors_unchanged():
@@ -49,6 +50,20 @@ def test_a_list_carries_descriptors_unchanged():
     assert find_list_staleness(seed_list, NOW_S) is None
     assert find_list_staleness(seed_list, NOW_S + 1000) is Staleness.EXPIRED
     assert find_list_staleness(seed_list, NOW_S - 7200) is Staleness.FROM_THE_FUTURE
+
+
+def test_a_list_names_members_without_descriptors():
+    member = ListedMember(OTHER.node_id, b"$" * 20, (Address("10.9.0.1", 4433),))
+    encoded = sign_seed_list(
+        SIGNER, "net", NODES[:1], sequence=1, published_s=NOW_S, expires_s=NOW_S + 9, members=[member]
+    )
+    seed_list = decode_seed_list(encoded, SIGNER.node_id)
+    assert seed_list.members == (member,)
+    roots = root_list_of_seed_list(seed_list)
+    assert len(roots) == 2
+    assert roots.get(OTHER.node_id) == Member(OTHER.node_id, b"$" * 20, 0, member.addresses)
+    assert NODES[0].descriptor.identity in roots
+    assert roots.get(b"x" * 32) is None
 
 
 def test_only_the_named_key_counts():
@@ -70,9 +85,11 @@ def test_a_descriptor_that_cannot_be_read_costs_only_itself():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2}, {"network": "Test"}, {"network": ""}, {"network": "a" * 33}, {"sequence": -1},
+        {"version": 1}, {"network": "Test"}, {"network": ""}, {"network": "a" * 33}, {"sequence": -1},
         {"expires": NOW_S}, {"expires": NOW_S + 10**8}, {"nodes": [b"x" * 2049]}, {"nodes": [b""] *
-        (MAX_NODES + 1)}, {"nodes": 5}, {"more": 1},
+        (MAX_NODES + 1)}, {"nodes": 5}, {"more": 1}, {"members": [[b"i" * 31, b"", []]]},
+        {"members": [[b"i" * 32, b"p", []]]}, {"members": [[b"i" * 32, b"", [["0.0.0.0", 1]]]]},
+        {"members": [[b"i" * 32, b"", []]] * 2}, {"members": [[b"i" * 32, b""]]},
     ],
 )  # fmt: skip
 def test_a_signed_list_out_of_range_is_refused(changes):

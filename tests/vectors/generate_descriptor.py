@@ -1,4 +1,6 @@
-"""Makes tests/vectors/descriptor.json: `python tests/vectors/generate_descriptor.py`, from the repository's root."""
+"""Makes tests/vectors/descriptor.json, from the repository's root:
+`python tests/vectors/generate_descriptor.py`.
+"""
 
 import json
 from pathlib import Path
