@@ -20,6 +20,8 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024
 MAX_RECORDS_BYTES: Final = 15 * 1024
 MAX_REASON_CHARACTERS: Final = 200
 MAX_PADDING_BYTES: Final = 4096
+MAX_PAYMENT_BYTES: Final = 192
+"""That of `payments.formats`, which messages of this package do not import; a test holds them equal."""
 FIRST_ENGINE_TAG: Final = 16
 
 U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
@@ -27,6 +29,7 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 Padding = Annotated[bytes, msgspec.Meta(max_length=MAX_PADDING_BYTES)]
 Records = Annotated[bytes, msgspec.Meta(max_length=MAX_RECORDS_BYTES)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
+PaymentData = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_PAYMENT_BYTES)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
@@ -94,8 +97,14 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     reason: Reason
 
 
+class Payment(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=24):
+    """One payment message, which `payments.formats` reads. docs/protocol/payments.md, section 5."""
+
+    data: PaymentData
+
+
 LinkMessage = Hello | Welcome | Identify | Ping | Pong
-EngineMessage = Build | Built | Destroy | Goodbye
+EngineMessage = Build | Built | Destroy | Goodbye | Payment
 Message = LinkMessage | EngineMessage
 
 _ENCODER = msgspec.msgpack.Encoder()

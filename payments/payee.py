@@ -75,6 +75,11 @@ class Payee:
         self._word = bytes(32) if book is None else book.tip
 
     @property
+    def index(self) -> int:
+        """The newest ticket accepted of the newest book."""
+        return self._index
+
+    @property
     def worth_wei(self) -> int:
         """What the payer has paid in all."""
         return self._base + self._index * self._value

@@ -76,6 +76,7 @@ class PayeeTab:
         self._payee = payee
         self._node = node
         self._limits = limits
+        self._window_wei = limits.window_wei
         self._challenge = challenge
         self._phase = _Phase.WAITING
         self._machine: Payee | None = None
@@ -97,6 +98,7 @@ class PayeeTab:
         self._closed_for_want = False
         self._faults = 0
         self._waived_number = 0
+        self._tickets = 0
 
     @property
     def payer(self) -> bytes | None:
@@ -117,6 +119,11 @@ class PayeeTab:
     def spent_wei(self) -> int:
         """What was charged to the purse in all."""
         return self._spent_before_wei + self._counts.spent_wei
+
+    @property
+    def tickets(self) -> int:
+        """Tickets accepted on this link."""
+        return self._tickets
 
     @property
     def state(self) -> PurseState:
@@ -164,7 +171,7 @@ class PayeeTab:
         )
         self._spent_before_wei = state.spent_wei
         self._reported_wei = self._durable_spent_wei = self._store_asked_spent_wei = state.spent_wei
-        self._granted_wei = min(state.worth_wei, state.spent_wei + self._limits.window_wei)
+        self._granted_wei = min(state.worth_wei, state.spent_wei + self._window_wei)
         self._durable_wei = state.worth_wei
         self._phase = _Phase.OPEN
         shown = formats.State(state.book, state.index, state.word, state.spent_wei)
@@ -188,6 +195,10 @@ class PayeeTab:
         if self._machine is not None:
             self._machine.purse = purse
 
+    def set_window(self, window_wei: int) -> None:
+        """Risk as much from now on: dearer circuits came, or left. At least 1 wei."""
+        self._window_wei = max(1, window_wei)
+
     def on_meter(self, counts: Counts, now: float, waiting: bool = False) -> list[Output]:
         """The engine's counts since the tab began; `waiting` if packets are held up for want of credit.
 
@@ -198,7 +209,7 @@ class PayeeTab:
         self._counts = counts
         left = self._granted_wei - self.spent_wei
         outputs: list[Output] = []
-        if self.spent_wei - self._store_asked_spent_wei >= self._limits.window_wei // 2:
+        if self.spent_wei - self._store_asked_spent_wei >= self._window_wei // 2:
             outputs.append(self._store())
         if waiting and self._machine is not None and self._machine.worth_wei > self._granted_wei:
             return outputs  # Paid already: it is our own disk that is waited for.
@@ -212,9 +223,9 @@ class PayeeTab:
         since = self.spent_wei - self._reported_wei
         if since <= 0:
             return outputs
-        if left < self._limits.window_wei // 4 and since >= left // 2:
+        if left < self._window_wei // 4 and since >= left // 2:
             outputs.append(self._report(formats.URGENCY_LOW, now))
-        elif since >= self._limits.window_wei // 4:
+        elif since >= self._window_wei // 4:
             outputs.append(self._report(formats.URGENCY_NONE, now))
         elif self._report_at is None:
             self._report_at = now + self._limits.report_interval_s
@@ -295,6 +306,7 @@ class PayeeTab:
     def _on_ticket(self, number: int, index: int, word: bytes, now: float) -> list[Output]:
         if self._machine is None or self._phase is not _Phase.OPEN:
             return self._refuse(Refusal.NOT_ATTACHED, number, index, "a ticket before the attachment")
+        before = self._machine.index
         gained = self._machine.accept_ticket(number, index, word)
         if isinstance(gained, Refusal):
             if gained is Refusal.UNLOCKING:
@@ -302,13 +314,14 @@ class PayeeTab:
             if gained is Refusal.FUTURE_BOOK and number == self._waived_number:
                 return []  # Sent before the payer heard that we refuse its book for the chain's sake.
             return self._refuse(gained, number, index, "a ticket was refused")
+        self._tickets += index - before
         return self._grant(now)
 
     def _on_counts(self, theirs: formats.Counts) -> list[Output]:
         """Compare the payer's count with ours when its previous count came, so that nothing is in flight."""
         counted = Counts(theirs.forward, theirs.backward, theirs.spent_wei)
         before, self._spent_at_counts_wei = self._spent_at_counts_wei, self.spent_wei
-        if before > theirs.spent_wei + tolerated_wei(theirs.spent_wei, self._limits.window_wei):
+        if before > theirs.spent_wei + tolerated_wei(theirs.spent_wei, self._window_wei):
             return [Dispute(self._own_counts(), counted)]
         return []
 
@@ -318,7 +331,7 @@ class PayeeTab:
         assert machine is not None
         worth = machine.worth_wei
         outputs: list[Output] = []
-        window = self._limits.window_wei
+        window = self._window_wei
         allowed = min(worth, self._durable_wei + window, self._durable_spent_wei + window)
         if allowed > self._granted_wei:
             outputs.append(Credit(allowed - self._granted_wei))
@@ -326,7 +339,7 @@ class PayeeTab:
             self._ask_until = None
             self._closed_for_want = False
         asked = max((w for w, _ in self._pending.values()), default=self._durable_wei)
-        if worth - asked >= self._limits.window_wei // 2:
+        if worth - asked >= self._window_wei // 2:
             outputs.append(self._store())
         elif worth > asked and self._store_at is None:
             self._store_at = now + self._limits.store_interval_s

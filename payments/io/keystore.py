@@ -58,19 +58,15 @@ def read_key_file(path: Path, passphrase: str) -> PurseKey:
 
     Raises KeyFileError if the file is missing, can be read by others, is damaged, or the passphrase is wrong.
     """
-    content = _read(path)
-    try:
-        secret = bytes(eth_account().Account.decrypt(content, passphrase))
-    except ValueError as error:
-        reason = "the passphrase is wrong" if "MAC" in str(error) else "it is damaged"
-        raise KeyFileError(f"The key file {path} cannot be opened: {reason}.") from None
-    except (KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-        raise KeyFileError(f"The key file {path} cannot be opened: it is damaged.") from None
-    key = PurseKey(secret)
-    named = content.get("address")
-    if isinstance(named, str) and named.lower().removeprefix("0x") != key.address.hex():
-        raise KeyFileError(f"The key file {path} names another address than its key has.")
-    return key
+    return _open(_read(path), passphrase, path)
+
+
+def decode_key_file(text: str, passphrase: str, name: str) -> PurseKey:
+    """Return the key in a key file's `text`; `name` says in errors which one it is.
+
+    Raises KeyFileError if it is damaged or the passphrase is wrong.
+    """
+    return _open(_parse(text.encode(), name), passphrase, name)
 
 
 def read_address(path: Path) -> bytes | None:
@@ -88,6 +84,21 @@ def read_address(path: Path) -> bytes | None:
     return address if len(address) == 20 else None
 
 
+def _open(content: dict[str, object], passphrase: str, name: Path | str) -> PurseKey:
+    try:
+        secret = bytes(eth_account().Account.decrypt(content, passphrase))
+    except ValueError as error:
+        reason = "the passphrase is wrong" if "MAC" in str(error) else "it is damaged"
+        raise KeyFileError(f"The key file {name} cannot be opened: {reason}.") from None
+    except (KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        raise KeyFileError(f"The key file {name} cannot be opened: it is damaged.") from None
+    key = PurseKey(secret)
+    named = content.get("address")
+    if isinstance(named, str) and named.lower().removeprefix("0x") != key.address.hex():
+        raise KeyFileError(f"The key file {name} names another address than its key has.")
+    return key
+
+
 def _read(path: Path) -> dict[str, object]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -100,10 +111,14 @@ def _read(path: Path) -> dict[str, object]:
         raise KeyFileError(f"The key file {path} cannot be read: {error.strerror}.") from error
     if mode & _OTHERS_BITS:
         raise KeyFileError(f"The key file {path} is open to others: run chmod 600 {path}.")
+    return _parse(data, path)
+
+
+def _parse(data: bytes, name: Path | str) -> dict[str, object]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
         content = None
     if len(data) > _FILE_LIMIT_BYTES or not isinstance(content, dict) or content.get("version") != 3:
-        raise KeyFileError(f"The key file {path} is not an Ethereum keystore of version 3.")
+        raise KeyFileError(f"The key file {name} is not an Ethereum keystore of version 3.")
     return content

@@ -12,7 +12,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,36 +179,56 @@ class Ledger:
         Raises PurseBusyError if someone else wrote this purse since it was loaded, LedgerError if the disk is
         full or broken; either way nothing has changed.
         """
-        encode = encode_payer_state if side == "payer" else encode_payee_state
+        self.store_many([(side, purse, state)])
+
+    def store_many(
+        self,
+        states: Sequence[tuple[Side, PurseKeyed, PurseState]],
+        earnings: Sequence[DayEarnings] = (),
+    ) -> None:
+        """Keep many states, each as `store` does, and add `earnings`, in one transaction: all or nothing."""
+        new_generations: dict[tuple[object, ...], int] = {}
+        with self._write() as db:
+            for side, purse, state in states:
+                key = (side, *_fields(purse))
+                new_generations[key] = self._put(db, side, purse, state, new_generations.get(key))
+            for entry in earnings:
+                _add_earnings(db, entry)
+        self._generations.update(new_generations)
+
+    def _put(
+        self, db: sqlite3.Connection, side: Side, purse: PurseKeyed, state: PurseState, known: int | None
+    ) -> int:
+        """Write one state; return the purse's new generation."""
         key = (side, *_fields(purse))
-        generation = self._generations.get(key)
+        generation = self._generations.get(key) if known is None else known
         if generation is None:
             raise ValueError("a purse is loaded before it is stored")
+        encode = encode_payer_state if side == "payer" else encode_payee_state
         record = encode(state, purse.payee)
-        with self._write() as db:
-            if generation == 0:
-                done = db.execute(
-                    "INSERT OR IGNORE INTO purses (side, chain, contract, payer, payee, record, generation) "
-                    "VALUES (?, ?, ?, ?, ?, ?, 1)",
-                    (*key, record),
-                )
-            else:
-                done = db.execute(
-                    f"UPDATE purses SET record=?, generation=generation+1 WHERE {_PURSE} AND generation=?",
-                    (record, *key, generation),
-                )
-            if done.rowcount != 1:
-                raise PurseBusyError(f"The purse of 0x{purse.payer.hex()} was changed by someone else.")
-            if side == "payee" and state.book is not None:
-                db.execute(
-                    "INSERT OR REPLACE INTO books VALUES (?, ?, ?, ?, ?, ?)",
-                    (*_fields(purse), _sortable(state.number), record),
-                )
-                db.execute(
-                    "DELETE FROM books WHERE chain=? AND contract=? AND payer=? AND payee=? AND number<?",
-                    (*_fields(purse), _sortable(max(0, state.number - _KEPT_BOOKS))),
-                )
-        self._generations[key] = generation + 1
+        if generation == 0:
+            done = db.execute(
+                "INSERT OR IGNORE INTO purses (side, chain, contract, payer, payee, record, generation) "
+                "VALUES (?, ?, ?, ?, ?, ?, 1)",
+                (*key, record),
+            )
+        else:
+            done = db.execute(
+                f"UPDATE purses SET record=?, generation=generation+1 WHERE {_PURSE} AND generation=?",
+                (record, *key, generation),
+            )
+        if done.rowcount != 1:
+            raise PurseBusyError(f"The purse of 0x{purse.payer.hex()} was changed by someone else.")
+        if side == "payee" and state.book is not None:
+            db.execute(
+                "INSERT OR REPLACE INTO books VALUES (?, ?, ?, ?, ?, ?)",
+                (*_fields(purse), _sortable(state.number), record),
+            )
+            db.execute(
+                "DELETE FROM books WHERE chain=? AND contract=? AND payer=? AND payee=? AND number<?",
+                (*_fields(purse), _sortable(max(0, state.number - _KEPT_BOOKS))),
+            )
+        return generation + 1
 
     def purses(self, side: Side, domain: Domain) -> list[tuple[PurseKeyed, PurseState, int]]:
         """Return every purse on our `side` in `domain`: which, its state, and the wei noted as claimed.
@@ -288,25 +308,8 @@ class Ledger:
 
     def add_earnings(self, earnings: DayEarnings) -> None:
         """Add to what a neighbour brought in on a day."""
-        e = earnings
         with self._write() as db:
-            row = db.execute(
-                "SELECT packets, tickets, earned_wei, claimed_wei, gas_wei FROM earnings "
-                "WHERE day=? AND neighbour=?",
-                (e.day, e.neighbour),
-            ).fetchone() or (0, 0, "0", "0", "0")
-            db.execute(
-                "INSERT OR REPLACE INTO earnings VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    e.day,
-                    e.neighbour,
-                    row[0] + e.packets,
-                    row[1] + e.tickets,
-                    str(int(row[2]) + e.earned_wei),
-                    str(int(row[3]) + e.claimed_wei),
-                    str(int(row[4]) + e.gas_wei),
-                ),
-            )
+            _add_earnings(db, earnings)
 
     def earnings(self, first_day: int = 0, last_day: int = 2**31) -> list[DayEarnings]:
         """Return what came in from `first_day` to `last_day`, by day and neighbour."""
@@ -354,6 +357,25 @@ class Ledger:
 _KEPT_BOOKS = 8
 """Books kept as evidence beside the newest, which alone is ever claimed."""
 _PURSE = "side=? AND chain=? AND contract=? AND payer=? AND payee=?"
+
+
+def _add_earnings(db: sqlite3.Connection, e: DayEarnings) -> None:
+    row = db.execute(
+        "SELECT packets, tickets, earned_wei, claimed_wei, gas_wei FROM earnings WHERE day=? AND neighbour=?",
+        (e.day, e.neighbour),
+    ).fetchone() or (0, 0, "0", "0", "0")
+    db.execute(
+        "INSERT OR REPLACE INTO earnings VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            e.day,
+            e.neighbour,
+            row[0] + e.packets,
+            row[1] + e.tickets,
+            str(int(row[2]) + e.earned_wei),
+            str(int(row[3]) + e.claimed_wei),
+            str(int(row[4]) + e.gas_wei),
+        ),
+    )
 
 
 def _sortable(number: int) -> bytes:

@@ -22,6 +22,7 @@ from overlay.messages import (
     encode_control,
     is_link_message,
 )
+from payments import formats
 
 u16, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFF_FFFF)
 padding = st.binary(max_size=4096)
@@ -135,8 +136,18 @@ def test_tags_are_those_of_the_specification():
         17: "Built",
         18: "Destroy",
         20: "Goodbye",
+        24: "Payment",
     }
     assert encode_control(Destroy(7, 2)) == b"\x93\x12\x07\x02"
+
+
+def test_a_payment_holds_just_what_the_payments_own_format_allows():
+    assert messages.MAX_PAYMENT_BYTES == formats.MAX_MESSAGE_BYTES
+    for size in (1, formats.MAX_MESSAGE_BYTES):
+        assert decode_control(encode_control(messages.Payment(bytes(size)))) == messages.Payment(bytes(size))
+    for size in (0, formats.MAX_MESSAGE_BYTES + 1):
+        with pytest.raises(ValueError, match="Payment cannot be sent"):
+            encode_control(messages.Payment(bytes(size)))
 
 
 @given(st.binary(min_size=1, max_size=40))
