@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit import CLIENT, Completed, SystemLab
+from labkit import CLIENT, Completed, SystemLab, wait_until
 
 from overlay.demo.box import Process
 from overlay.demo.fleet import Node
@@ -35,9 +35,35 @@ def total_down(lab: SystemLab) -> int:
     return sum(counts_down(lab).values())
 
 
+def wait_still(lab: SystemLab, few: int = 10) -> dict[int, int]:
+    """Wait until what earlier connections left on the way has come; the counts of then."""
+    counts: dict[int, int] = {}
+
+    def still() -> bool:
+        nonlocal counts
+        before, counts = counts, counts_down(lab)
+        return bool(before) and all(count - before.get(circuit, 0) < few for circuit, count in counts.items())
+
+    wait_until(still, 60, "an end of what was on its way", every_s=0.05)
+    return counts
+
+
+def grown_most(lab: SystemLab, before: dict[int, int], least: int = 1) -> dict[str, Any] | None:
+    """Row of the circuit that has brought most since `before`, None if none has brought `least` packets."""
+    rows = [(row["packets_down"] - before.get(row["id"], 0), row) for row in lab.circuits()]
+    most, row = max(rows, key=lambda each: each[0], default=(0, {}))
+    return row if most >= least else None
+
+
+def circuit_under_way(lab: SystemLab, before: dict[int, int], least: int, what: str) -> dict[str, Any]:
+    """Row of the circuit that a transfer uses, which has begun after `before`: known by what it brings."""
+    row: dict[str, Any] = wait_until(lambda: grown_most(lab, before, least), 60, what)
+    return row
+
+
 def circuit_that_carries(lab: SystemLab, action: Callable[[], object], *, least: int) -> dict[str, Any]:
     """Row of the one circuit whose packets grew by `least` or more; only one's must have."""
-    before = counts_down(lab)
+    before = wait_still(lab)
     action()
     grown = [row for row in lab.circuits() if row["packets_down"] - before.get(row["id"], 0) >= least]
     assert len(grown) == 1, grown

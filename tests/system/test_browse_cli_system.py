@@ -24,9 +24,10 @@ def test_status(lab: SystemLab) -> None:
     assert status["hops"] == 3
     assert status["directory"] == len(lab.relays)
     assert status["pid"] in (node.process.pid, node.process.inner_pid)
-    (guard,) = status["guards"]
-    (relay,) = [relay for relay in lab.relays if relay.id == guard["name"]]
-    assert guard["address"] in addresses(lab, relay.host)
+    assert status["guards"]  # two, if the first one was once too slow to answer
+    for guard in status["guards"]:
+        (relay,) = [relay for relay in lab.relays if relay.id == guard["name"]]
+        assert guard["address"] in addresses(lab, relay.host)
     for relay in lab.relays:
         assert hopfare(lab, "status", node=relay).text.splitlines()[0] == f"{relay.role} works"
 
@@ -34,12 +35,14 @@ def test_status(lab: SystemLab) -> None:
 def test_circuits(lab: SystemLab) -> None:
     lab.client()
     used = circuit_in_use(lab, "carol:x")
+    wait_until(
+        lambda: any(row["id"] == used["id"] and row["rtt_ms"] for row in lab.circuits()), 60, "a round trip"
+    )
     rows = json.loads(hopfare(lab, "circuits", "--json").check().text)["circuits"]
     (row,) = [row for row in rows if row["id"] == used["id"]]
     assert row["isolated"] is True
     assert row["state"] == "ready"
     assert len(row["path"]) == len(row["countries"]) == len(row["addresses"]) == len(row["why"]) == 3
-    assert row["rtt_ms"] > 0
     assert row["packets_down"] >= used["packets_down"]
 
     table = hopfare(lab, "circuits").check().text.splitlines()
@@ -50,6 +53,7 @@ def test_circuits(lab: SystemLab) -> None:
 
 
 def test_renew(lab: SystemLab) -> None:
+    lab.stop_client()  # programs of earlier tests may hold a circuit for two minutes
     lab.client()
     before = {row["id"] for row in lab.circuits()}
     old = circuit_in_use(lab)
@@ -57,7 +61,7 @@ def test_renew(lab: SystemLab) -> None:
     new = circuit_in_use(lab)
     assert new["id"] not in before
     assert new["inner_ipv4"] != old["inner_ipv4"]
-    wait_until(lambda: not {row["id"] for row in lab.circuits()} & before, 20, "the end of the old ones")
+    wait_until(lambda: not {row["id"] for row in lab.circuits()} & before, 60, "the end of the old ones")
     again = circuit_in_use(lab)
     assert again["id"] == new["id"]
     assert json.loads(hopfare(lab, "circuits", "--renew", "--json").check().text) == {}
@@ -66,7 +70,7 @@ def test_renew(lab: SystemLab) -> None:
 def test_stop_and_what_is_said_when_nothing_runs(lab: SystemLab) -> None:
     node = lab.client()
     assert hopfare(lab, "stop").check().text == "stopped"
-    assert node.process.wait(20) == 0
+    assert node.process.wait(60) == 0
     assert not [name for name in node.state_dir.iterdir() if name.suffix == ".sock"]
     for command in (("status",), ("circuits",), ("stop",), ("exec", "--", "true")):
         done = hopfare(lab, *command, node=node)
@@ -82,11 +86,11 @@ def test_status_says_why_it_does_not_work(lab: SystemLab) -> None:
     lab.stop_client()
     node = lab.world.fleet.client(nowhere, wait=False)
     try:
-        wait_until(lambda: hopfare(lab, "status", node=node).returncode == 4, 30, "the client's socket")
+        wait_until(lambda: hopfare(lab, "status", node=node).returncode == 4, 60, "the client's socket")
         done = hopfare(lab, "status", node=node)
         assert done.text.splitlines()[0] == "client does not work"
         assert "IS" in done.text
-        page = lab.client_curl("http://www.demo.test/ip", timeout_s=20)
+        page = lab.client_curl("http://www.demo.test/ip", timeout_s=60)
         assert page.returncode == 97
     finally:
         lab.stop_client()

@@ -71,7 +71,7 @@ def test_datagrams_through_an_association(lab: SystemLab, host: str) -> None:
     (sender,) = answer["from"]
     assert sender in {names.ECHO_V4, names.ECHO_V6}
     assert host in (sender, "echo.demo.test")
-    wait_until(lambda: lab.client_node().status()["proxy"]["associations"] == 0, 20, "its end")
+    wait_until(lambda: lab.client_node().status()["proxy"]["associations"] == 0, 60, "its end")
 
 
 @pytest.mark.parametrize(

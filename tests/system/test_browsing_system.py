@@ -150,13 +150,13 @@ def test_a_user_name_chooses_a_circuit_of_its_own(lab: SystemLab) -> None:
 )
 def test_what_cannot_be_reached_is_refused(lab: SystemLab, url: str, code: int) -> None:
     lab.client()
-    done = lab.client_curl(url, timeout_s=20)
+    done = lab.client_curl(url, timeout_s=60)
     assert done.returncode == code, done.stderr
 
 
 def test_a_redirect_to_a_denied_address_goes_nowhere(lab: SystemLab) -> None:
     lab.client()
-    done = lab.client_curl("-L", "http://www.demo.test/redirect?to=http://169.254.169.254/", timeout_s=20)
+    done = lab.client_curl("-L", "http://www.demo.test/redirect?to=http://169.254.169.254/", timeout_s=60)
     assert done.returncode == 97
 
 

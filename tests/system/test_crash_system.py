@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hostile_lab import (
     wait_until,
 )
 from labkit import CLIENT, SystemLab
+from watching import circuit_under_way, path_of, wait_still
 
 from circuits.building.onion_keys import decode_onion_keys
 from circuits.guards import decode_guards
@@ -48,7 +50,11 @@ def machine(lab: SystemLab, host: str) -> dict[str, str]:
     return found
 
 
-def assert_same(now: dict[str, str], before: dict[str, str]) -> None:
+def assert_same(lab: SystemLab, host: str, before: dict[str, str]) -> None:
+    """The machine is as it was `before`; the kernel may take a moment to remove what has ended."""
+    deadline = time.monotonic() + 20
+    while (now := machine(lab, host)) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
     for name, text in before.items():
         assert not list(difflib.unified_diff(text.splitlines(), now[name].splitlines(), lineterm="")), name
 
@@ -79,31 +85,28 @@ def processes_of(lab: SystemLab, session: int) -> list[str]:
 def test_killed_with_9_in_mid_traffic_and_clean_after_the_next_start(lab: SystemLab, who: str) -> None:
     client = lab.client()
     page_works(lab)
-    used = max(lab.circuits(), key=lambda row: row["packets_down"])
-    path = [node for node in map(lab.world.fleet.by_id, used["path"]) if node is not None]
-    victim = {"guard": path[0], "middle": path[1], "exit": path[-1], "client": client}[who]
-    others = [node for node in (*lab.relays, client) if node is not victim]
-    before = machine(lab, victim.host)
-    watch = Watch(lab, others)
+    machines = {host: machine(lab, host) for host in (CLIENT, *(node.host for node in lab.relays))}
+    watch = Watch(lab, [*lab.relays, client])
+    counts = wait_still(lab)
     download = lab.lab.spawn(
         CLIENT,
-        [*["curl", "-sS", "-o", "/dev/null", "--proxy", "socks5h://127.0.0.1:1080"], f"{BIG}2000000000"],
+        [*["curl", "-sS", "-o", "/dev/null", "--proxy", "socks5h://127.0.0.1:1080"], f"{BIG}20000000000"],
         log="download",
     )
-    total = lambda: sum(row["packets_down"] for row in lab.circuits())  # noqa: E731
-    first = total()
-    wait_until(lambda: total() > first + 500, 20, "traffic")
+    path = path_of(lab, circuit_under_way(lab, counts, 500, "traffic"))
+    victim = {"guard": path[0], "middle": path[1], "exit": path[-1], "client": client}[who]
+    watch.nodes.remove(victim)
     assert victim.process is not None
     session = victim.process.inner_pid
     victim.kill()
-    wait_until(lambda: not processes_of(lab, session), 10, "the end of everything it had started")
-    assert download.wait(30) not in (0, None), "the download is told that it cannot go on"
+    wait_until(lambda: not processes_of(lab, session), 30, "the end of everything it had started")
+    assert download.wait(60) not in (0, None), "the download is told that it cannot go on"
     if victim is not client:
-        page_works(lab, 45)
+        page_works(lab, 60)
     victim.start()
     victim.wait_ready()
-    page_works(lab, 30)
-    assert_same(machine(lab, victim.host), before)
+    page_works(lab, 60)
+    assert_same(lab, victim.host, machines[victim.host])
     states_are_valid(victim)
     watch.check()
 
@@ -121,7 +124,7 @@ def test_the_clients_helper_killed_with_9_ends_the_client_with_a_sentence(lab: S
     lab.stop_client()
     client = lab.client()
     page_works(lab)
-    assert_same(machine(lab, CLIENT), before)
+    assert_same(lab, CLIENT, before)
     states_are_valid(client)
 
 
@@ -144,8 +147,8 @@ def test_a_client_on_a_full_disk_works_and_says_what_is_missing(lab: SystemLab) 
     argv = ["unshare", "-m", "sh", "-c", FULL_DISK, "sh", str(node.state_dir), *HOPFARE, *arguments_of(node)]
     try:
         start_as(lab, node, argv, wait=False)
-        page_works(lab, 30)
-        wait_until(lambda: "No space left on device" in node.log_text(), 10, "word of it")
+        page_works(lab, 60)
+        wait_until(lambda: "No space left on device" in node.log_text(), 20, "word of it")
         assert "the guards are not stored" in node.log_text()
         assert "Traceback" not in node.log_text()
     finally:
@@ -177,14 +180,14 @@ def test_a_full_disk_at_the_start_is_told_in_a_sentence(lab: SystemLab, role: st
         assert "No space left on device" in last
         assert "Traceback" not in words
         assert (copy / "identity").read_bytes() == (node.state_dir / "identity").read_bytes()
-        assert_same(machine(lab, node.host), stopped)
+        assert_same(lab, node.host, stopped)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
         node.kill()
     node.start()
     node.wait_ready()
     states_are_valid(node)
-    assert_same(machine(lab, node.host), before)
+    assert_same(lab, node.host, before)
 
 
 # -- descriptors and memory -----------------------------------------------------------------------
@@ -207,13 +210,13 @@ def test_few_descriptors_are_told_and_borne(lab: SystemLab) -> None:
         )
         crowd = lab.lab.spawn(CLIENT, [sys.executable, "-c", script], log="crowd")
         try:
-            wait_until(lambda: open_files(client) > 650, 20, "the want of descriptors")
-            wait_until(lambda: "proxy_cannot_accept" in watch.said(client), 10, "word of it")
+            wait_until(lambda: open_files(client) > 650, 60, "the want of descriptors")
+            wait_until(lambda: "proxy_cannot_accept" in watch.said(client), 30, "word of it")
             assert client.running
         finally:
             crowd.kill()
-        page_works(lab, 20)
-        wait_until(lambda: open_files(client) < 600, 20, "recovery")
+        page_works(lab, 60)
+        wait_until(lambda: open_files(client) < 600, 60, "recovery")
         assert len(watch.said(client)) < 50_000
     lab.stop_client()
 
@@ -251,23 +254,23 @@ def test_stalled_receivers_fill_nobodys_memory(lab: SystemLab) -> None:
     watch = Watch(lab, [*lab.relays, client])
     stalled = lab.lab.spawn(CLIENT, [sys.executable, "-c", STALL, "40"], log="stalled")
     try:
-        wait_until(lambda: "stalled" in lab.lab.log_text("stalled"), 30, "forty stalled downloads")
+        wait_until(lambda: "stalled" in lab.lab.log_text("stalled"), 60, "forty stalled downloads")
         seen = [sum(row["packets_down"] for row in lab.circuits())]
 
         def at_rest() -> bool:
             seen.append(sum(row["packets_down"] for row in lab.circuits()))
             return len(seen) > 20 and seen[-1] - seen[-20] < 500
 
-        wait_until(at_rest, 30, "an end of what they take in", every_s=0.05)
+        wait_until(at_rest, 60, "an end of what they take in", every_s=0.05)
         for node in watch.nodes:
             limit = 16 << 20 if node is client else 128 << 20
             assert node.status()["queued_bytes"] <= limit
         watch.check(growth_bytes=64 << 20)
-        page_works(lab, 20)
+        page_works(lab, 60)
     finally:
         stalled.kill()
-    page_works(lab, 20)
-    wait_until(lambda: client.status()["queued_bytes"] == 0, 20, "empty queues")
+    page_works(lab, 60)
+    wait_until(lambda: client.status()["queued_bytes"] == 0, 60, "empty queues")
     watch.check(growth_bytes=64 << 20)
 
 
@@ -292,9 +295,11 @@ def test_a_clients_clock_that_jumps_a_day_is_told_and_circuits_that_stand_go_on(
         offset.write_text(str(DAY_S))
         assert page(lab).returncode == 0, "what stands is not harmed"
         # Spares that were built before serve the first ones.
-        results = [page(lab, user=f"new{n}:x", timeout_s=3).returncode for n in range(4)]
+        results = []
+        while not results or (results[-1] == 0 and len(results) < 8):
+            results.append(page(lab, user=f"new{len(results)}:x", timeout_s=3).returncode)
         assert results[-1] != 0, results
-        wait_until(lambda: "clock" in watch.said(client), 20, "word of the clock")
+        wait_until(lambda: "clock" in watch.said(client), 60, "word of the clock")
         assert page(lab).returncode == 0
         offset.write_text("0")
         wait_until(lambda: page(lab, user="other:circuit", timeout_s=10).returncode == 0, 60, "a new circuit")
@@ -316,7 +321,7 @@ def test_a_relays_clock_that_jumps_a_day_costs_its_circuits_only(lab: SystemLab)
             for n in range(6):
                 wait_until(
                     lambda n=n, jump_s=jump_s: page(lab, user=f"u{n}:{jump_s}").returncode == 0,
-                    20,
+                    60,
                     "a page over a new circuit",
                 )
         watch.check()

@@ -100,7 +100,9 @@ def test_a_program_sees_only_the_tunnel(lab: SystemLab) -> None:
     assert servers == ["100.64.0.1", "fd68:6f70:6661::1"]
     # Neither the machine's own addresses nor its proxy, nor relays, are there to be reached.
     targets = ["127.0.0.1:1080", "10.200.0.254:53", "10.200.0.1:1080", "10.1.0.1:4433", "169.254.169.254:80"]
-    found = visit_directly(lab, "knock", *targets, "203.0.113.10:80", "[2001:db8:1::10]:80")
+    found = visit_directly(
+        lab, "knock", "--patience", "20", *targets, "203.0.113.10:80", "[2001:db8:1::10]:80"
+    )
     assert [target for target, end in found.items() if end == "connected"] == [
         "203.0.113.10:80",
         "[2001:db8:1::10]:80",
@@ -152,9 +154,9 @@ def test_a_program_outlives_its_circuit(lab: SystemLab, tmp_path: Path) -> None:
     program = lab.lab.spawn(
         CLIENT, list(exec_argv(lab, "sh", "-c", script)), log="outlives", env=python_environment()
     )
-    wait_until(lambda: "sh -c" in lab.run_in(CLIENT, ["ps", "-eo", "args="]).text, 20, "the program")
+    wait_until(lambda: "sh -c" in lab.run_in(CLIENT, ["ps", "-eo", "args="]).text, 60, "the program")
     lab.kill(dying)
     (tmp_path / "go").touch()
-    assert program.wait(40) == 0
+    assert program.wait(90) == 0
     last = lab.lab.log_text("outlives").strip().splitlines()[-1]
     assert last in exit_addresses(lab) - addresses(lab, dying.host)

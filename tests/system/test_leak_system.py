@@ -80,7 +80,7 @@ def ended(lab: SystemLab, text: str) -> bool:
 
 def test_the_watch_would_see_a_leak(lab: SystemLab) -> None:
     with lab.capture_all(CLIENT, segmented=False) as captures:
-        lab.run_in(CLIENT, ["curl", "-sS", "--noproxy", "*", "-m", "0.3", f"http://{names.WWW_V4}/"])
+        lab.run_in(CLIENT, ["curl", "-sS", "--noproxy", "*", "-m", "1", f"http://{names.WWW_V4}/"])
     found = strangers(captures[CLIENT].packets(), addresses(lab, CLIENT), addresses(lab, GUARD), PORT)
     assert any(f"> {names.WWW_V4}" in text for text in found)
 
@@ -92,18 +92,18 @@ def test_whatever_programs_do_goes_to_the_guard(lab: SystemLab, tmp_path: Path) 
         program = hammer(lab, tmp_path)
         for url in (IP_PAGE, "http://v6only.demo.test/ip", f"http://[{names.WWW_V6}]/ip"):
             assert lab.client_curl(url).check().text in exit_addresses(lab)
-        assert lab.client_curl("http://nothing.demo.test/", timeout_s=20).returncode == 97
-        assert lab.client_curl("http://10.2.0.1:4433/", timeout_s=20).returncode == 97
+        assert lab.client_curl("http://nothing.demo.test/", timeout_s=60).returncode == 97
+        assert lab.client_curl("http://10.2.0.1:4433/", timeout_s=60).returncode == 97
         assert visit(lab, "resolve", "www.demo.test")["reply"] == 0
         assert visit(lab, "resolve", names.WWW_V6, "--reverse")["reply"] == 0
         assert visit(lab, "udp", names.ECHO_V6, "7", "10")["good"] == 10
-        assert in_namespace(lab, "curl", "-sS", "-m", "20", IP_PAGE).returncode == 0
+        assert in_namespace(lab, "curl", "-sS", "-m", "60", IP_PAGE).returncode == 0
         in_namespace(
             lab, "sh", "-c", "dig +tries=1 +time=1 @203.0.113.53 www.demo.test; ping -c1 -W1 10.1.0.1"
         )
         wait_rounds(lab)
         (tmp_path / "stop").touch()
-        assert program.wait(30) == 0
+        assert program.wait(60) == 0
     lab.stop_client()
 
 
@@ -139,7 +139,7 @@ def test_nothing_leaks_from_a_client_killed_while_it_starts(lab: SystemLab) -> N
             wait_until(lambda r=reached, n=node: r(n), 60, f"the stage '{stage}'", every_s=0.005)
             node.kill()
             assert lab.client_curl(IP_PAGE, timeout_s=5).returncode in (7, 97), stage
-            wait_until(lambda: ended(lab, "namespace_helper"), 20, "the end of the helper")
+            wait_until(lambda: ended(lab, "namespace_helper"), 60, "the end of the helper")
     lab.stop_client()
 
 
@@ -157,7 +157,7 @@ def test_nothing_leaks_from_a_killed_client_and_its_programs(
     lab: SystemLab, tmp_path: Path, state: str
 ) -> None:
     node = lab.client(guarded(lab))
-    big = "http://www.demo.test/big/2000000000"
+    big = "http://www.demo.test/big/20000000000"
     with only_to_the_guard(lab, least=1):
         programs = [hammer(lab, tmp_path)]
         wait_rounds(lab, 3)
@@ -179,14 +179,14 @@ def test_nothing_leaks_from_a_killed_client_and_its_programs(
         # The program inside is still there, and still tries.
         wait_rounds(lab)
         if state == "in mid-download":
-            assert programs[2].wait(30) in (18, 56), lab.lab.log_text("outside")
+            assert programs[2].wait(60) in (18, 56), lab.lab.log_text("outside")
             if programs[1].running:
                 programs[1].kill()
             assert programs[1].returncode != 0
         done = in_namespace(lab, "true")
         assert done.returncode == 125
         (tmp_path / "stop").touch()
-        assert programs[0].wait(30) == 0
+        assert programs[0].wait(60) == 0
     lab.stop_client()
 
 
@@ -213,16 +213,17 @@ def test_without_relays_it_fails_closed_and_says_so(lab: SystemLab, tmp_path: Pa
                 env=python_environment(),
             ),
         }
-        problems = node.status()["problems"]
-        codes = {name: process.wait(100) for name, process in tries.items()}
+        wait_until(
+            lambda: any("guard" in problem for problem in node.status()["problems"]), 60, "word of the guard"
+        )
+        codes = {name: process.wait(120) for name, process in tries.items()}
         wait_rounds(lab)
         (tmp_path / "stop").touch()
-        assert program.wait(30) == 0
+        assert program.wait(60) == 0
     assert codes["socks"] == 97
     assert "SOCKS5" in lab.lab.log_text("socks")
     assert codes["http"] == 56
     assert "response 50" in lab.lab.log_text("http")
     assert codes["inside"] in (6, 7, 28)
     assert "no circuit yet: until there is one, nothing gets out" in lab.lab.log_text("inside")
-    assert any("guard" in problem for problem in problems), problems
     lab.stop_client()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from labkit import CLIENT, CapturedPacket, SystemLab
+from watching import circuit_that_carries
 
 from overlay.demo.fleet import PORT
 
@@ -57,18 +58,12 @@ def _addresses(lab: SystemLab, host: str) -> tuple[str, str]:
     return found.ipv4, found.ipv6
 
 
-def path_in_use(lab: SystemLab, before: dict[int, int]) -> list[str]:
-    circuits = lab.circuits()
-    used = max(circuits, key=lambda c: c["packets_down"] - before.get(c["id"], 0))
-    return lab.world.path_of(used["path"])
-
-
 def test_links_share_no_bytes_and_carry_one_size(lab: SystemLab) -> None:
     lab.client()
-    before = {circuit["id"]: circuit["packets_down"] for circuit in lab.circuits()}
+    url = "http://www.demo.test/big/2000000"
     with lab.capture_all() as captures:
-        lab.client_curl("-o", "/dev/null", "http://www.demo.test/big/2000000").check()
-        path = path_in_use(lab, before)
+        row = circuit_that_carries(lab, lambda: lab.client_curl("-o", "/dev/null", url).check(), least=1400)
+        path = lab.world.path_of(row["path"])
     seen = {host: datagrams(capture.packets()) for host, capture in captures.items()}
     hops = [CLIENT, *path]
     links = []
