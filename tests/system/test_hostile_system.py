@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hostile_lab import Watch, hostile, page, page_works, pages, wait_until
 from labkit import CLIENT, SystemLab
-from watching import circuit_in_use
+from watching import counts_down, grown_most
 
 from exit.denied import DenyList
 from overlay.demo.fleet import Node
@@ -57,7 +58,11 @@ def done(node: Node, mode: str) -> int:
 
 
 def guard_in_use(lab: SystemLab, bad: dict[str, Node]) -> Node:
-    row = circuit_in_use(lab)
+    def used() -> dict[str, Any] | None:
+        before = counts_down(lab)
+        return grown_most(lab, before, 2) if page(lab).returncode == 0 else None
+
+    row = wait_until(used, 60, "a page")
     return next(node for node in (bad["guard"], bad["other guard"]) if node.id == row["path"][0])
 
 
