@@ -50,7 +50,8 @@ class GossipLimits:
     session_rest_s: float = 5.0
     """After a reconciliation that brought nothing, doubled each time."""
     longest_rest_s: float = 600.0
-    max_session_pages: int = 20_000
+    max_pull_pages: int = 64
+    """Pages in answer to one Pull."""
 
     pull_answer_bytes: int = 64 * 1024
     """Descriptors sent for one Pull: what other messages of a link may have to wait for."""

@@ -81,11 +81,11 @@ def root_list_of_seed_list(seed_list: SeedList) -> RootList:
 class EndorsedListings:
     """Turns the registry's listings into members; remembers whose endorsement it has checked."""
 
-    __slots__ = ("_checked", "_message", "refused")
+    __slots__ = ("_chain_id", "_checked", "_registry", "refused")
 
     def __init__(self, chain_id: int, registry: bytes) -> None:
         """Check endorsements for the registry (20 bytes) on chain `chain_id`."""
-        self._message = lambda payee: endorsement_message(chain_id, registry, payee)
+        self._chain_id, self._registry = chain_id, registry
         self._checked: dict[tuple[bytes, bytes, bytes], bool] = {}
         self.refused = 0
         """Listings without their identity's word, in the last `root_list`."""
@@ -99,7 +99,7 @@ class EndorsedListings:
             key = (listing.identity, listing.payee, listing.endorsement)
             holds = self._checked.get(key)
             if holds is None:
-                message = self._message(listing.payee)
+                message = endorsement_message(self._chain_id, self._registry, listing.payee)
                 holds = verify(listing.identity, ENDORSEMENT_CONTEXT, message, listing.endorsement)
             checked[key] = holds
             if not holds:
