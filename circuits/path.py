@@ -63,12 +63,15 @@ class Path:
         ]
 
 
-def choose_path(constraints: Constraints, guards: GuardSet, moment: Moment) -> Path | NoPath:
+def choose_path(
+    constraints: Constraints, guards: GuardSet, moment: Moment, *, middle: bytes | None = None
+) -> Path | NoPath:
     """Choose a path of `constraints.hops` relays, or tell which rule leaves nobody.
 
-    May add to `guards` (see its `changed`). Of several attempts that fail, the last one's reason is returned.
+    `middle`: the identity of the relay that must be the last middle, for a look at it. May add to `guards`
+    (see its `changed`). Of several attempts that fail, the last one's reason is returned.
     """
-    choice = _Choice(constraints, guards, moment)
+    choice = _Choice(constraints, guards, moment, middle)
     result: Path | NoPath = choice.attempt()
     for _ in range(ATTEMPTS - 1):
         if isinstance(result, Path) or result.kind not in (NoPathKind.RELATED, NoPathKind.PRICE):
@@ -108,8 +111,11 @@ def violation(path: Path, constraints: Constraints) -> str | None:
 class _Choice:
     """One call of `choose_path`."""
 
-    def __init__(self, constraints: Constraints, guards: GuardSet, moment: Moment) -> None:
+    def __init__(
+        self, constraints: Constraints, guards: GuardSet, moment: Moment, pinned: bytes | None
+    ) -> None:
         self._constraints = constraints
+        self._pinned = pinned
         self._guards = guards
         self._moment = moment
         self._exits = moment.index.select(Position.EXIT, constraints)
@@ -196,6 +202,9 @@ class _Choice:
         def fits(entry: Entry) -> bool:
             return all(keep(entry) for _, _, keep in rules)
 
+        if self._pinned is not None and last:
+            entry = selection.by_id.get(self._pinned)
+            return None if entry is None or not fits(entry) else (entry, "to measure it")
         return self._guards.choose_middle(selection, fits, self._moment)
 
     def _rules(

@@ -33,6 +33,7 @@ _RTT_WEIGHT = 1 / 8
 _LOSS_WEIGHT = 1 / 8
 _LIE_FACTOR = 0.5
 _DISPUTE_FACTOR = 0.7
+MAX_LIES = 3.0  # an exit that lost its IPv6 for a day must not be lost for a fortnight
 _FILE_VERSION = 1
 
 
@@ -149,8 +150,7 @@ class QualityBook:
             record.rate_at_s = unix_s
 
     def note_probe_rate(self, node_ids: Sequence[bytes], rate_bytes_per_s: float, unix_s: float) -> None:
-        """A test was over these relays was answered at that rate: none can be much slower, one may be no
-        faster.
+        """A burst over these relays was answered at that rate: none is much slower, one may be no faster.
 
         Unlike `note_rate` it also lowers: a relay's figure moves half of the way down.
         """
@@ -167,7 +167,7 @@ class QualityBook:
     def note_lie(self, node_id: bytes, unix_s: float) -> None:
         """The relay does not do what its descriptor says: an exit that refuses a port it lists, say."""
         record = self._touch(node_id, unix_s)
-        record.lies = min(20.0, record.lies + 1.0)
+        record.lies = min(MAX_LIES, record.lies + 1.0)
 
     def forget(self, node_ids: Iterable[bytes]) -> None:
         """Remove relays from the book."""
@@ -212,6 +212,11 @@ class QualityBook:
     def score(self, node_id: bytes, unix_s: float) -> float:
         """Return the one number (0 to 1) that path choice uses."""
         return self.figures(node_id, unix_s).score
+
+    def measured_at(self, node_id: bytes) -> float:
+        """Return when a relay's throughput was last measured (seconds since 1970), 0 if never."""
+        record = self._records.get(node_id)
+        return record.rate_at_s if record is not None else 0.0
 
     def failure_rate(self, node_id: bytes, unix_s: float) -> tuple[float, float]:
         """Return the part of a relay's builds that it spoiled, and the (decayed) number of them."""

@@ -165,6 +165,8 @@ class Pool:
         circuit.note_built(has_ipv6, now)
         self._planner.note_built()
         self._blame.note_built(circuit.path, now)
+        if circuit.path.exit.has_ipv6 and not has_ipv6:
+            self.quality.note_lie(circuit.path.exit.node_id, now + self._planner.unix_offset_s)
         return [*self._probe(circuit_id, now), CircuitReady(circuit_id), *self._planner.plan(now)]
 
     def handle_build_failed(
@@ -243,6 +245,19 @@ class Pool:
             circuit.is_blamed = False
             self._blame.note_echo(circuit.path, now, circuit.health.last_rtt_s)
         return []
+
+    def handle_lie(self, circuit_id: int, now: float) -> list[Action]:
+        """A circuit's exit does not do what its descriptor says: new flows go elsewhere."""
+        circuit = self._circuits.get(circuit_id)
+        if circuit is None:
+            return []
+        leaves = circuit.path.exit.node_id
+        self.quality.note_lie(leaves, now + self._planner.unix_offset_s)
+        self.backoff.note_failure(leaves, now)
+        for other in self._circuits.values():
+            if other.state is State.READY and other.path.exit.node_id == leaves:
+                other.retire_at = min(other.retire_at, now)
+        return [*self._retire(now), *self._planner.plan(now)]
 
     # --- surroundings ------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from overlay.cli.options import Common, common_options, override_of, require
     examples=(
         ("hopfare client", "Three relays, SOCKS5 on 127.0.0.1:1080."),
         ("hopfare client --hops 4 --exit-country IS", "Four relays, the last one in Iceland."),
+        ("hopfare client --max-price 0.05", "At most 0.05 of the chain's coin per GB, for the whole path."),
         ("curl --socks5-hostname 127.0.0.1:1080 https://example.org/", "Use it; the exit resolves the name."),
         (
             "curl -x socks5h://work:x@127.0.0.1:1080 https://example.org/",
@@ -30,13 +31,24 @@ from overlay.cli.options import Common, common_options, override_of, require
 @click.option("--socks", metavar="ADDRESS", help="Where the proxy answers (client.socks).")
 @click.option("--hops", metavar="N", help="Relays on a path, 1 to 4 (client.hops).")
 @click.option("--exit-country", metavar="CC", help="Leave in this country only (client.exit_country).")
-def client(common: Common, socks: str | None, hops: str | None, exit_country: str | None) -> None:
+@click.option(
+    "--max-price", metavar="COINS", help="Most that a GB may cost, the whole path (payments.budget_per_gb)."
+)
+def client(
+    common: Common, socks: str | None, hops: str | None, exit_country: str | None, max_price: str | None
+) -> None:
     """Browse through relays: build circuits and offer them as a local SOCKS5 proxy, until stopped."""
+    from overlay.node.choices import load_overrides
+
+    kept = load_overrides(common.load().state_dir)
     config = common.load(
         [
+            *kept,
+            *common.overrides,
             override_of("--socks", "client", "socks", socks),
             override_of("--hops", "client", "hops", hops),
             override_of("--exit-country", "client", "exit_country", exit_country),
+            override_of("--max-price", "payments", "budget_per_gb", max_price),
         ]
     )
     require(config, "client")
@@ -49,6 +61,8 @@ def client(common: Common, socks: str | None, hops: str | None, exit_country: st
     configure_logging(config.node.log_level)
     for warning in list_warnings(config):
         click.echo(f"hopfare: warning: {warning}", err=True)
+    for choice in kept:
+        click.echo(f"hopfare: kept by `hopfare set`: {choice.label}", err=True)
     with Progress("starting") as progress:
 
         def started() -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from circuits.candidates import show_price
+
 _NAME = re.compile(r"[a-z2-7]{52}")
 _UNITS = {
     "_s": lambda value: format_seconds(value),
@@ -74,6 +76,27 @@ def render_circuits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         }
         shown.append(line)
     return render_table(shown)
+
+
+def render_why(rows: Sequence[Mapping[str, Any]], no_path: Mapping[str, Any] | None) -> list[str]:
+    """Return why each relay of each circuit was chosen, and what the last failed choice ran into, if any."""
+    lines: list[str] = []
+    for row in rows:
+        price = show_price(int(row.get("price_wei_per_packet") or 0))
+        lines += ["", f"circuit {row.get('id')}, {price}:"]
+        path, reasons, rules = row.get("path") or [], row.get("why") or [], row.get("rules") or []
+        for place, name in enumerate(path):
+            reason = reasons[place] if place < len(reasons) else ""
+            lines.append(f"  {place + 1}. {_shorten(str(name))}  {reason}")
+            lines += _render_steps(rules[place] if place < len(rules) else [])
+    if no_path:
+        lines += ["", f"no path for the last wish: {_format('', no_path.get('sentence', ''))}"]
+        lines += _render_steps(no_path.get("steps") or [])
+    return lines
+
+
+def _render_steps(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"       {step['left']:>6}  {_format('', step['rule'])}" for step in steps]
 
 
 def format_seconds(value: float) -> str:

@@ -11,7 +11,7 @@ import click
 from overlay.cli.errors import NOT_WORKING
 from overlay.cli.manual import ManualCommand
 from overlay.cli.options import Common, common_options, json_option
-from overlay.cli.render import render_circuits, render_status
+from overlay.cli.render import render_circuits, render_status, render_why
 from overlay.node.io.local import call_local
 
 
@@ -38,7 +38,8 @@ def status(common: Common, as_json: bool) -> None:
     cls=ManualCommand,
     examples=(
         ("hopfare circuits", "What is there, over which relays, how fast."),
-        ("hopfare circuits --renew", "New circuits for all new connections, for a new exit address."),
+        ("hopfare circuits --why", "Why each relay was chosen, and from how many."),
+        ("hopfare circuits --renew", "As hopfare newnym: new circuits for all new connections."),
     ),
 )
 @common_options
@@ -46,7 +47,8 @@ def status(common: Common, as_json: bool) -> None:
 @click.option(
     "--renew", is_flag=True, help="Let new connections use new circuits; old ones finish where they are."
 )
-def circuits(common: Common, as_json: bool, renew: bool) -> None:
+@click.option("--why", is_flag=True, help="Say why each relay was chosen, or which rule leaves no path.")
+def circuits(common: Common, as_json: bool, renew: bool, why: bool) -> None:
     """List the circuits of the running client."""
     state_dir = common.load().state_dir
     if renew:
@@ -55,7 +57,10 @@ def circuits(common: Common, as_json: bool, renew: bool) -> None:
         return
     answer = call_local(state_dir, "circuits")
     rows = answer.get("circuits", [])
-    _show(answer, "\n".join(render_circuits(rows)) if rows else "no circuits", as_json=as_json)
+    lines = render_circuits(rows) if rows else ["no circuits"]
+    if why:
+        lines += render_why(rows, answer.get("no_path"))
+    _show(answer, "\n".join(lines), as_json=as_json)
 
 
 @click.command(

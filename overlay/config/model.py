@@ -221,11 +221,41 @@ class ClientConfig:
         values.each(values.node, at_most=16),
         "Enter at these nodes only, by name. Empty: chosen at random and kept for months, which is safer.",
     )
+    middles: tuple[NodeId, ...] = _setting(
+        "[]",
+        values.each(values.node, at_most=256),
+        "Go through these nodes only between guard and exit, by name. Empty: four that change now and then.",
+    )
+    exit_operators: tuple[str, ...] = _setting(
+        "[]",
+        values.each(values.operator, at_most=64),
+        "Leave at these operators' nodes only: their account (0x and 40 digits) or family name. Empty: any.",
+    )
+    guard_countries: tuple[str, ...] = _setting(
+        "[]", values.each(values.country, at_most=256), "Enter in these countries only. Empty: any."
+    )
+    guard_operators: tuple[str, ...] = _setting(
+        "[]", values.each(values.operator, at_most=64), "Enter at these operators' nodes only. Empty: any."
+    )
     exclude: tuple[NodeId, ...] = _setting(
         "[]", values.each(values.node, at_most=1024), "Nodes never to use, by name."
     )
     exclude_countries: tuple[str, ...] = _setting(
         "[]", values.each(values.country, at_most=256), "Countries never to use a node in."
+    )
+    exclude_operators: tuple[str, ...] = _setting(
+        "[]",
+        values.each(values.operator, at_most=1024),
+        "Operators never to use a node of: their account (0x and 40 digits) or family name.",
+    )
+    distinct_countries: bool = _setting(
+        "false", values.boolean, "No two nodes of a path in one country, as far as they say where they are."
+    )
+    probes_per_hour: int = _setting(
+        "12",
+        values.integer(0, 3600),
+        "How often, while nothing is going on, a circuit is built only to measure a relay that little is "
+        "known of. Each costs as much as 100 packets. 0: never.",
     )
     isolation: tuple[str, ...] = _setting(
         '["user"]',

@@ -211,6 +211,18 @@ def payee(value: object) -> bytes:
     raise ValueError('must be an account: "0x" and 40 hexadecimal digits, or "" for none')
 
 
+def operator(value: object) -> str:
+    """Whoever runs relays: an account of the chain, returned as 40 small hexadecimal digits, or a family's
+    name.
+    """
+    if isinstance(value, str):
+        if re.fullmatch(r"0x[0-9a-fA-F]{40}", value):
+            return value[2:].lower()
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}", value):
+            return value
+    raise ValueError('must be an account ("0x" and 40 hexadecimal digits) or a family\'s name')
+
+
 def amount_wei(value: object) -> int:
     """An amount in the chain's coin, or with a unit in wei; returned in wei."""
     hint = 'must be an amount in the chain\'s coin, such as "0.05", or with a unit: "2000 gwei"'

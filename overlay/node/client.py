@@ -19,7 +19,6 @@ from circuits.building.client import BUILD_TIMEOUT_S, BuildDone, BuildFailed, Cl
 from circuits.building.messages import ExitAddresses, ExitHere
 from circuits.guards import GuardStore
 from circuits.path import Path
-from circuits.path_index import PathIndex
 from circuits.pool.machine import Pool
 from circuits.pool.types import (
     Action,
@@ -28,6 +27,7 @@ from circuits.pool.types import (
     CloseCircuit,
     GuardPassedOver,
     GuardsChanged,
+    GuardTakenBack,
     Leased,
     Need,
     NeedRefused,
@@ -49,9 +49,9 @@ from overlay.io.files import write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.logs import get_logger
 from overlay.messages import Build, Built, Destroy, decode_control, encode_control
-from overlay.node.candidates import list_candidates, make_constraints
 from overlay.node.io.files import load_directory
 from overlay.node.lease import Circuit, Lease
+from overlay.node.market import QUALITY_FILE, ClientMarket, load_quality
 from overlay.node.suites import offered_suites
 from overlay.node.switch import DESTROY_CLOSING, DESTROY_EXPIRED, DESTROY_FAULT_BASE
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
@@ -107,6 +107,9 @@ _FAULT: dict[FlowFault, str] = {
     FlowFault.EXHAUSTED: "it has carried all that one circuit can",
 }
 
+_OWN_FAULTS = frozenset({FlowFault.MEMORY, FlowFault.EXHAUSTED})
+"""What ends a circuit through nobody's fault."""
+
 _RELAY_FAULT: dict[FlowFault, str] = {
     FlowFault.LINK_CLOSED: "it lost the link to its neighbour",
     FlowFault.BAD_PACKETS: "packets came that a neighbour changed",
@@ -148,13 +151,13 @@ class ClientNode:
         self.endpoint: Endpoint
         self.proxy: ProxyServer | None = None
         self.started_s = trio.current_time()
-        self._guards = guards
+        self.guards = guards
         self._guards_file = guards_file
         self._namespace = namespace
         self._nursery = nursery
         self._progress = progress
-        self._suites = offered_suites()
-        self._families = own_families
+        self.suites = offered_suites()
+        self.families = own_families
         self._links: dict[bytes, Link] = {}
         self._dialling: dict[bytes, trio.Event] = {}
         self._dial_errors: dict[bytes, str] = {}
@@ -188,12 +191,15 @@ class ClientNode:
             max_circuits=config.client.max_circuits,
             rotate_after_s=config.client.rotation_s,
         )
+        quality_file = config.state_dir / QUALITY_FILE
+        self.market = ClientMarket(self, load_quality(quality_file, time.time()), quality_file)
         self.pool = Pool(
-            PathIndex(list_candidates(directory, time.time())),
-            make_constraints(config.client, self._suites, own_families),
+            self.market.make_index(),
+            self.market.constraints(),
             guards,
             os.urandom,
             settings=settings,
+            quality=self.market.book,
             unix_offset_s=time.time() - trio.current_time(),
         )
 
@@ -243,12 +249,14 @@ class ClientNode:
         if fault is FlowFault.LINK_CLOSED and circuit.link.end is not None:
             # on_link_closed follows and knows why; the relays behind the guard are not to be blamed for it.
             return
-        self._lost(circuit, _FAULT[fault])
+        self._lost(circuit, _FAULT[fault], is_fault=fault not in _OWN_FAULTS)
 
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
         """An echo came back."""
         circuit = self._by_flow.get(flow)
-        if circuit is not None:
+        if circuit is None:
+            self.market.take_echo(flow, token)
+        else:
             self.act(self.pool.handle_echo(circuit.circuit_id, token, trio.current_time()))
 
     def on_meter_low(self, meter: Meter) -> None:
@@ -330,13 +338,15 @@ class ClientNode:
                 log.info("circuit died", reason=action.sentence, connections=action.leases)
             elif isinstance(action, GuardPassedOver):
                 log.warning("guard passed over", peer=format_node_id(action.node_id), reason=action.sentence)
+            elif isinstance(action, GuardTakenBack):
+                log.warning("guard taken back", peer=format_node_id(action.node_id), reason=action.sentence)
             elif isinstance(action, NeedRefused):
                 if len(self._refused) < 1024:
                     self._refused[action.need] = (action.trouble, action.sentence)
                 self.last_failure = action.sentence
                 self._announce()
             elif isinstance(action, GuardsChanged):
-                self._nursery.start_soon(self._save_guards, self._guards.encode())
+                self._nursery.start_soon(self._save_guards, self.guards.encode())
         if actions:
             self._wake.set()
             if hasattr(self, "endpoint"):
@@ -359,8 +369,9 @@ class ClientNode:
         else:
             self._guards_problem = ""
 
-    def _lost(self, circuit: Circuit, sentence: str) -> None:
-        self.act(self.pool.handle_closed(circuit.circuit_id, sentence, trio.current_time()))
+    def _lost(self, circuit: Circuit, sentence: str, *, is_fault: bool = True) -> None:
+        now = trio.current_time()
+        self.act(self.pool.handle_closed(circuit.circuit_id, sentence, now, is_fault=is_fault))
         self._close(circuit.circuit_id, sentence)
 
     def _close(self, circuit_id: int, sentence: str) -> None:
@@ -368,7 +379,12 @@ class ClientNode:
         if scope is not None:
             scope.cancel()
         circuit = self._circuits.pop(circuit_id, None)
-        if circuit is None or circuit.is_closed:
+        if circuit is not None:
+            self.give_up(circuit)
+
+    def give_up(self, circuit: Circuit) -> None:
+        """End a circuit that stands, at both ends; twice is allowed."""
+        if circuit.is_closed:
             return
         circuit.is_closed = True
         self._by_flow.pop(circuit.flow, None)
@@ -395,7 +411,7 @@ class ClientNode:
     async def _build(self, circuit_id: int, path: Path, scope: trio.CancelScope) -> None:
         with scope:
             try:
-                outcome = await self._try_build(circuit_id, path)
+                outcome = await self.try_build(circuit_id, path)
             finally:
                 self._abandoned.pop(circuit_id, None)
             now = trio.current_time()
@@ -409,9 +425,15 @@ class ClientNode:
                 self.last_failure = outcome.sentence
                 self._progress(f"no circuit yet: {outcome.sentence}")
                 log.info("build failed", reason=outcome.sentence)
-                self.act(self.pool.handle_build_failed(circuit_id, outcome.suspects, outcome.sentence, now))
+                clock = self.market.note_build_failed(path.node_ids, outcome)
+                self.act(
+                    self.pool.handle_build_failed(
+                        circuit_id, outcome.suspects, outcome.sentence, now, clock=clock
+                    )
+                )
 
-    async def _try_build(self, circuit_id: int, path: Path) -> Circuit | BuildFailed:
+    async def try_build(self, circuit_id: int, path: Path) -> Circuit | BuildFailed:
+        """Build a circuit over a path; a number of the pool's (0: none of them) is all it is known by."""
         guard = path.hops[0]
         self._progress(f"building a circuit of {len(path.hops)} relays")
         link = await self._link_to(guard.candidate.node_id, guard.address)
@@ -484,10 +506,10 @@ class ClientNode:
         return self._meters.setdefault(node_id, Meter())
 
     def _choose_suite(self, path: Path) -> int:
-        for suite in self._suites:
+        for suite in self.suites:
             if all(suite in hop.candidate.suites for hop in path.hops):
                 return suite
-        return self._suites[0]
+        return self.suites[0]
 
     def _choose_wire_id(self, link: Link) -> int:
         while True:
@@ -602,6 +624,8 @@ class ClientNode:
                 circuit.sent_packets = sent
                 circuit.moved_s = now
                 self.pool.note_traffic(circuit.circuit_id, now, received=False)
+            if circuit.moved_s == now:
+                self.market.note_moved(circuit, now)
 
     def _watch_guards(self, now: float) -> None:
         for node_id, link in list(self._links.items()):
@@ -637,8 +661,7 @@ class ClientNode:
                     log.error("the new seed list is not used", reason=str(error))
                     continue
                 log.info("seed list read", relays=len(self.directory))
-            index = PathIndex(list_candidates(self.directory, time.time()))
-            self.act(self.pool.set_index(index, trio.current_time()))
+            self.act(self.pool.set_index(self.market.make_index(), trio.current_time()))
 
     # -- status
     # ----------------------------------------------------------------------------------------------------
@@ -659,6 +682,7 @@ class ClientNode:
             without = self.directory.explain_no_exit(time.time(), port=port)
             if without and not missing:
                 problems.append(without)
+        problems += self.market.problems()
         builds = sorted(self._build_times_s)
         return {
             "role": "client",
@@ -670,6 +694,7 @@ class ClientNode:
             "directory": len(self.directory),
             "circuits_ready": len(ready),
             "circuits": len(self._circuits),
+            **self.market.status(),
             "build_median_ms": round(1000 * builds[len(builds) // 2], 2) if builds else None,
             "guards": [
                 {
@@ -684,6 +709,10 @@ class ClientNode:
             "queued_bytes": self.engine.budget.used_bytes,
         }
 
+    def list_guards(self) -> list[bytes]:
+        """The guards with a link."""
+        return list(self._links)
+
     def list_circuits(self) -> list[dict[str, Any]]:
         """What `hopfare circuits` shows."""
         rows = []
@@ -697,6 +726,11 @@ class ClientNode:
                     "countries": [relay.country or "??" for relay in row.relays],
                     "addresses": [relay.addresses[0][0] for relay in row.relays],
                     "why": list(row.reasons),
+                    "rules": [
+                        [{"rule": step.rule, "left": step.left} for step in steps] for steps in row.steps
+                    ],
+                    "price_wei_per_packet": row.price_wei_per_packet,
+                    "prices_wei_per_packet": [relay.price_wei_per_packet for relay in row.relays],
                     "age_s": round(row.age_s, 1),
                     "connections": row.leases,
                     "isolated": row.isolated,

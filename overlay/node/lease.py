@@ -54,6 +54,14 @@ class Lease:
         else:
             self.circuit.watchers[self] = on_closed
 
+    def note_refused(self, host: str, port: int) -> None:
+        """The exit does not let a connection out."""
+        self._node.market.note_refused(self.circuit, host, port)
+
+    def note_opened(self, port: int) -> None:
+        """The exit let a connection out."""
+        self._node.market.note_opened(self.circuit, port)
+
     def release(self) -> None:
         """Give the lease back; twice is allowed."""
         if not self._is_released:

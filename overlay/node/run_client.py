@@ -99,6 +99,7 @@ async def run_client(
         nursery.start_soon(node.keep_pool)
         nursery.start_soon(node.keep_default)
         nursery.start_soon(node.keep_directory)
+        nursery.start_soon(node.market.run)
         limits = ProxyLimits(max_connections=config.client.max_connections)
 
         async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
@@ -113,6 +114,7 @@ async def run_client(
                 started()
             await trio.sleep_forever()
         finally:
+            node.market.save()
             node.act(node.pool.close())
             node.endpoint.flush()
             nursery.cancel_scope.cancel()
@@ -130,7 +132,16 @@ class _Local:
         if method == "status":
             return node.status()
         if method == "circuits":
-            return {"circuits": node.list_circuits()}
+            return {"circuits": node.list_circuits(), "no_path": node.market.describe_no_path()}
+        if method == "market":
+            return node.market.rows()
+        if method == "choices":
+            return node.market.list_choices()
+        if method == "choose":
+            value = params.get("value")
+            if not isinstance(params.get("key"), str) or not isinstance(value, str | None):
+                raise LookupError("choose needs a key and a value")
+            return node.market.choose(params["key"], value, keep=bool(params.get("keep")))
         if method == "exec-info":
             return await node.exec_info()
         if method == "newnym":

@@ -128,6 +128,12 @@ class Lease(Protocol):
         when the circuit is dead already. A second call replaces the first.
         """
 
+    def note_refused(self, host: str, port: int) -> None:
+        """Tell that "administratively prohibited" came for a connection to an address."""
+
+    def note_opened(self, port: int) -> None:
+        """Tell that a connection came about."""
+
     def release(self) -> None:
         """Give the lease back. Harmless when called twice."""
 

@@ -2,7 +2,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_network
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -321,8 +321,8 @@ def test_ten_thousand_relays():
     ]
     world = World(*candidates)
     world.choose(ports=(443,))
-    start = perf_counter()
+    start = process_time()
     for port in range(1, 6):
         assert isinstance(world.choose(ports=(port,), hops=4), Path)
     # The aim is 20 ms a choice on an idle machine; a busy one must not fail the test.
-    assert (perf_counter() - start) / 5 < 0.2
+    assert (process_time() - start) / 5 < 0.2

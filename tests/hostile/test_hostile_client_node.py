@@ -208,7 +208,7 @@ async def test_a_full_disk_costs_the_guards_file_and_not_the_client(
         assert len(node._circuits) == 2
         assert any("No space left" in problem for problem in node.status()["problems"])
         monkeypatch.undo()
-        node._nursery.start_soon(node._save_guards, node._guards.encode())
+        node._nursery.start_soon(node._save_guards, node.guards.encode())
         await until(lambda: (tmp_path / "guards.json").exists(), "the file")
         assert not any("No space left" in problem for problem in node.status()["problems"])
 

@@ -130,11 +130,11 @@ class Race:
             self._fail(_REPLIES.get(code, Reply.GENERAL_FAILURE))
             return
         self._attempts.append(sock)
-        self._server.poller.add(sock.fileno(), partial(self._on_event, sock))
+        self._server.poller.add(sock.fileno(), partial(self._on_event, sock, address))
         if self._addresses:
             self._server.call_after_delay(self.start)
 
-    def _on_event(self, sock: socket.socket, events: int) -> None:
+    def _on_event(self, sock: socket.socket, address: str, events: int) -> None:
         if self._is_over or not events & (WRITABLE | BROKEN | HUNG_UP):
             return
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -143,9 +143,12 @@ class Race:
             reply = _reply_of(sock, code)
             self._server.poller.forget(sock.fileno())
             sock.close()
+            if reply is Reply.NOT_ALLOWED:
+                self._lease.note_refused(address, self._port)
             self._fail(reply)
             return
         self.cancel()
+        self._lease.note_opened(self._port)
         # From here on an ICMP message is a hint again and ends nothing.
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 0)

@@ -30,10 +30,18 @@ class FakeLease:
         self.circuit = circuit
         self.source_v6 = source_v6
         self.is_released = False
+        self.refused: list[tuple[str, int]] = []
+        self.opened: list[int] = []
         self._on_closed: Callable[[], None] | None = None
 
     def watch(self, on_closed: Callable[[], None]) -> None:
         self._on_closed = on_closed
+
+    def note_refused(self, host: str, port: int) -> None:
+        self.refused.append((host, port))
+
+    def note_opened(self, port: int) -> None:
+        self.opened.append(port)
 
     def release(self) -> None:
         self.is_released = True
