@@ -36,6 +36,8 @@ DESTROY_REFUSED = 33
 DESTROY_CLOSING = 34
 DESTROY_FAULT_BASE = 64
 """A Destroy because of an engine's fault carries this plus the FlowFault."""
+DESTROY_PAYMENT_BASE = 96
+"""One because of money carries this plus the `payments.tab.CloseReason`."""
 
 L = TypeVar("L", bound=EngineLink)
 
@@ -63,6 +65,17 @@ class SwitchHost(Protocol[L]):
 
     def price_out(self, link: L, wei_per_packet: int) -> Price:
         """What packets of a circuit to this neighbour are charged to."""
+
+    def may_pay(self, link: L, wei_per_packet: int) -> str | None:
+        """Why a circuit to this neighbour could not be paid, or None if it can, or may."""
+
+    def circuit_up(
+        self, flow: FlowHandle, front: L, price_in: int, back: L | None, price_out: int, now: float
+    ) -> None:
+        """A circuit stands, at these prices in wei per packet."""
+
+    def circuit_down(self, flow: FlowHandle, now: float) -> None:
+        """It is gone."""
 
     def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
         """Inner addresses for a circuit that ends here, or None when there are none left."""
@@ -95,6 +108,8 @@ class _Carried(Generic[L]):
     back: L | None = None
     back_id: int = 0
     addresses: ExitAddresses | None = None
+    price_in: int = 0
+    price_out: int = 0
 
 
 @dataclass(slots=True)
@@ -245,7 +260,9 @@ class CircuitSwitch(Generic[L]):
             self._host.price_out(link, request.price_out),
         )
         lifetime_s = min(request.lifetime_s, MAX_LIFETIME_S)
-        self._carry(_Carried(flow, entry.front, entry.front_id, now + lifetime_s, link, entry.back_id))
+        carried = _Carried(flow, entry.front, entry.front_id, now + lifetime_s, link, entry.back_id)
+        carried.price_in, carried.price_out = request.price_in, request.price_out
+        self._carry(carried, now)
         self._host.send(entry.front, Built(entry.front_id, outcome.records))
 
     def on_dialled(self, node_id: bytes, link: L | None, reason: str, now: float) -> None:
@@ -269,6 +286,17 @@ class CircuitSwitch(Generic[L]):
             self._refuse(entry, Refusal.NEXT_REFUSED, f"code {message.code}")
         else:
             self._abandon(entry, message.code)
+
+    def end_paid(self, link: L, *, incoming: bool, code: int, now: float) -> None:
+        """End the circuits with a price that come in from a neighbour (``incoming``), or go out to it."""
+        neighbour = self._links.get(link)
+        for entry in list(neighbour.circuits.values()) if neighbour is not None else ():
+            if isinstance(entry, _Carried) and (
+                (entry.front is link and entry.price_in > 0)
+                if incoming
+                else (entry.back is link and entry.price_out > 0)
+            ):
+                self._end(entry, code, now)
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault, now: float) -> None:
         """The engine dropped a flow."""
@@ -346,7 +374,17 @@ class CircuitSwitch(Generic[L]):
             ),
         )
         lifetime_s = min(request.lifetime_s, MAX_LIFETIME_S)
-        self._carry(_Carried(flow, link, circuit_id, now + lifetime_s, addresses=addresses))
+        self._carry(
+            _Carried(
+                flow,
+                link,
+                circuit_id,
+                now + lifetime_s,
+                addresses=addresses,
+                price_in=request.price_in,
+            ),
+            now,
+        )
         self._host.send(link, Built(circuit_id, built.records))
 
     def _extend(
@@ -375,6 +413,11 @@ class CircuitSwitch(Generic[L]):
             self._host.dial(outcome.next.node_id, outcome.next.address)
 
     def _send_onward(self, entry: _Building[L], back: L) -> None:
+        price_out = entry.pending.request.price_out
+        unpayable = self._host.may_pay(back, price_out) if price_out else None
+        if unpayable is not None:
+            self._refuse(entry, Refusal.UNPAID, unpayable)
+            return
         circuits = self._links[back].circuits
         top = 0 if back.is_dialler else 1 << 31
         for _ in range(64):
@@ -393,12 +436,15 @@ class CircuitSwitch(Generic[L]):
         neighbour = self._links.get(link)
         return None if neighbour is None else neighbour.circuits.get(circuit_id)
 
-    def _carry(self, carried: _Carried[L]) -> None:
+    def _carry(self, carried: _Carried[L], now: float) -> None:
         self.counters.built += 1
         self._by_flow[carried.flow] = carried
         self._links[carried.front].circuits[carried.front_id] = carried
         if carried.back is not None:
             self._links[carried.back].circuits[carried.back_id] = carried
+        self._host.circuit_up(
+            carried.flow, carried.front, carried.price_in, carried.back, carried.price_out, now
+        )
 
     def _reject(self, link: L, circuit_id: int, code: int) -> None:
         self.counters.rejected += 1
@@ -437,6 +483,7 @@ class CircuitSwitch(Generic[L]):
             return
         self.counters.destroyed += 1
         self._engine.drop(entry.flow)
+        self._host.circuit_down(entry.flow, now)
         self._drop_ids(entry)
         if entry.addresses is not None:
             self._host.release(entry.addresses, now)

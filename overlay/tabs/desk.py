@@ -76,7 +76,7 @@ class Desk(Generic[L]):
         self._silence_s = silence_s
         self.links: dict[L, LinkTabs] = {}
         self.standing = Standing()
-        self._circuits: dict[Hashable, _Circuit[L]] = {}
+        self._circuits: dict[object, _Circuit[L]] = {}
         self._attached: dict[bytes, L] = {}
 
     # -- links
@@ -144,7 +144,7 @@ class Desk(Generic[L]):
     # -- circuits
 
     def circuit_up(
-        self, circuit: Hashable, front: L | None, price_in: int, back: L | None, price_out: int, now: float
+        self, circuit: object, front: L | None, price_in: int, back: L | None, price_out: int, now: float
     ) -> list[Act[L]]:
         """A circuit stands: from `front`, which pays us `price_in`, to `back`, which we pay `price_out`."""
         self._circuits[circuit] = _Circuit(front, price_in, back, price_out)
@@ -160,7 +160,7 @@ class Desk(Generic[L]):
                 )
         return []
 
-    def circuit_down(self, circuit: Hashable, now: float) -> list[Act[L]]:
+    def circuit_down(self, circuit: object, now: float) -> list[Act[L]]:
         """A circuit is gone; one that is not known is no mistake."""
         gone = self._circuits.pop(circuit, None)
         if gone is None:
@@ -268,6 +268,18 @@ class Desk(Generic[L]):
         return acts
 
     # -- time
+
+    def is_due(self, link: L, now: float) -> bool:
+        """Whether `on_readings` has something to do although nothing was counted."""
+        tabs = self.links.get(link)
+        if tabs is None:
+            return False
+        if tabs.paying is not None and tabs.paying.is_wanted:
+            return True
+        if tabs.earning is None:
+            return False
+        due = tabs.earning.next_timeout()
+        return tabs.earning.is_waiting or (due is not None and due <= now)
 
     def on_readings(self, link: L, rtt_s: float, now: float) -> list[Act[L]]:
         """Look at what the engine has counted on a link; round trip in seconds."""

@@ -89,6 +89,8 @@ class Relay:
         self.reachable = True
         self.leases = 0
         self.price = price
+        self.unpayable: str | None = None
+        self.carried: dict[FakeFlow, tuple[int, int]] = {}
         self.switch: CircuitSwitch[FakeEnd] = CircuitSwitch(
             self,
             self.engine,
@@ -133,6 +135,15 @@ class Relay:
         return Price(Meter(), wei_per_packet)
 
     price_out = price_in
+
+    def may_pay(self, link: FakeEnd, wei_per_packet: int) -> str | None:
+        return self.unpayable
+
+    def circuit_up(self, flow, front, price_in, back, price_out, now) -> None:
+        self.carried[flow] = (price_in, price_out)
+
+    def circuit_down(self, flow, now) -> None:
+        del self.carried[flow]
 
     def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
         self.leases += 1
