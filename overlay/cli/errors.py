@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from exit.errors import ExitError, PrivilegeError
 from overlay.errors import AlreadyRunningError, ConfigError, NotRunningError, OverlayError
+from payments.errors import PaymentsError, PurseBusyError
 
 OK, FAILED, USAGE, NOT_RUNNING, NOT_WORKING, ALREADY_RUNNING, NO_PRIVILEGE = range(7)
 INTERRUPTED = 130
@@ -16,7 +17,7 @@ EXIT_STATUS = (
     ("2", "The command line or the configuration is wrong."),
     ("3", "No hopfare is running with this state folder."),
     ("4", "It runs, but does not work at the moment; status says why."),
-    ("5", "Another hopfare runs with this state folder."),
+    ("5", "Another hopfare runs with this state folder, or uses this key."),
     ("6", "A privilege is missing; standard error says which, and how to grant it."),
 )
 
@@ -36,7 +37,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """
     parts = list(flatten(error))
     for part in parts:
-        if not isinstance(part, OverlayError | ExitError | KeyboardInterrupt):
+        if not isinstance(part, OverlayError | ExitError | PaymentsError | KeyboardInterrupt):
             return None
     spoken = [part for part in parts if not isinstance(part, KeyboardInterrupt)]
     if not spoken:
@@ -49,6 +50,7 @@ def _find_status(error: BaseException) -> int:
         (ConfigError, USAGE),
         (NotRunningError, NOT_RUNNING),
         (AlreadyRunningError, ALREADY_RUNNING),
+        (PurseBusyError, ALREADY_RUNNING),
         (PrivilegeError, NO_PRIVILEGE),
     ):
         if isinstance(error, kind):

@@ -62,16 +62,26 @@ class LazyGroup(click.Group):
         self,
         *args: Any,
         table: dict[str, tuple[str, str]],
+        default: str = "",
         examples: Rows = (),
         files: Rows = (),
         **kwargs: Any,
     ) -> None:
-        """`table`: for each command where it is ("module:attribute") and its line in the list."""
+        """`table`: for each command where it is ("module:attribute") and its line in the list. `default` is
+        the command that is meant when none is named.
+        """
         kwargs.setdefault("context_settings", {})
         kwargs["context_settings"].setdefault("max_content_width", _WIDTH)
         super().__init__(*args, **kwargs)
         self._table = table
+        self._default = default
         self._sections = (("Examples", examples), ("Files", files))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command in front of options that stand alone."""
+        if self._default and (not args or (args[0].startswith("-") and args[0] != "--help")):
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the table's order."""

@@ -26,10 +26,11 @@ import trio
 from overlay.errors import AlreadyRunningError, FileError, LocalControlError, NotRunningError, OverlayError
 from overlay.io.files import PRIVATE_MODE, make_private_directory
 from overlay.logs import RateLimit, get_logger
+from payments.errors import PaymentsError
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
-"""Answers a method with its parameters; raises LookupError for a method it has not, OverlayError to
-refuse.
+"""Answers a method with its parameters; raises LookupError for a method it has not, OverlayError or
+PaymentsError to refuse.
 """
 
 SOCKET_NAME = "control"
@@ -270,7 +271,7 @@ def _parse_request(line: bytes) -> tuple[str, dict[str, Any]] | None:
 async def _handle(handler: Handler, method: str, params: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": await handler(method, params)}
-    except (LookupError, OverlayError) as error:
+    except (LookupError, OverlayError, PaymentsError) as error:
         return {"error": str(error.args[0]) if error.args else f"no method {method[:40]}"}
     except Exception:
         log.exception("control method failed", method=method[:40])
