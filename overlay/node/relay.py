@@ -29,16 +29,17 @@ from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
 from overlay.links.redial import Redialer
 from overlay.logs import RateLimit, get_logger
-from overlay.messages import Build, Built, Destroy, Goodbye, decode_control, encode_control
+from overlay.messages import Build, Built, Destroy, Goodbye, Payment, decode_control, encode_control
 from overlay.node.directory_host import explain_no_extend
 from overlay.node.duty import MAX_DRAIN_S, DutyKeeper
 from overlay.node.io.exit_side import ExitSide, open_exit_side
 from overlay.node.io.files import load_directory, load_identity, load_onion_keys
 from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.metrics import serve_metrics
+from overlay.node.io.money_start import open_money
 from overlay.node.io.process import settle
 from overlay.node.suites import offered_suites
-from overlay.node.switch import CircuitSwitch
+from overlay.node.switch import DESTROY_PAYMENT_BASE, CircuitSwitch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from overlay.identity import Identity
     from overlay.links.link import Link
     from overlay.messages import Message
+    from overlay.node.money import Money
+    from overlay.tabs.types import Side
+    from payments.tab import CloseReason
 
 TICK_S = 1.0
 EXPIRE_S = 10.0
@@ -86,6 +90,7 @@ class RelayNode:
         self.endpoint: Endpoint
         self.exit_side: ExitSide | None = None
         self.keys_problem = ""
+        self.money: Money | None = None
         self.duty = DutyKeeper(config, is_exit=as_exit)
         self.started_s = trio.current_time()
         self._nursery = nursery
@@ -110,7 +115,7 @@ class RelayNode:
             self.engine,
             build,
             node_id=identity.node_id,
-            price_wei_per_packet=config.relay.price_wei_per_packet,
+            price_wei_per_packet=config.relay.price_wei_per_packet if config.payments.is_on else 0,
             is_exit=as_exit,
             random_id=lambda: int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF,
             max_circuits=config.relay.max_circuits,
@@ -132,6 +137,8 @@ class RelayNode:
             # Of two links between the same relays the later one is used for new circuits; the other ends
             # with its own.
             self._links[link.peer] = link
+        if self.money is not None:
+            self.money.link_up(link, trio.current_time())
         self.switch.on_link_up(link, trio.current_time())
 
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
@@ -143,6 +150,8 @@ class RelayNode:
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
         self.switch.on_link_closed(link, trio.current_time())
+        if self.money is not None:
+            self.money.link_closed(link, trio.current_time())
         if link.peer is not None and code:
             self._warn("link closed", peer=format_node_id(link.peer), code=code, reason=reason)
 
@@ -160,6 +169,10 @@ class RelayNode:
             self.switch.on_built(link, decoded, now)
         elif isinstance(decoded, Destroy):
             self.switch.on_destroy(link, decoded, now)
+        elif isinstance(decoded, Payment):
+            # A neighbour that is paid shows its terms to everybody, also to who pays nobody.
+            if self.money is not None:
+                self.money.on_payment(link, decoded.data, now)
         elif isinstance(decoded, Goodbye):
             if link.peer is not None and self._links.get(link.peer) is link:
                 del self._links[link.peer]
@@ -176,7 +189,9 @@ class RelayNode:
         """Only clients send echoes."""
 
     def on_meter_low(self, meter: Meter) -> None:
-        """Meters have no limit in a network without payments."""
+        """A neighbour's credit runs out."""
+        if self.money is not None:
+            self.money.on_meter_low(meter, trio.current_time())
 
     def _bad_message(self, link: Link) -> None:
         count = self._bad_messages.get(link, 0) + 1
@@ -192,8 +207,9 @@ class RelayNode:
         link.send_control(encode_control(message))
 
     def find_link(self, node_id: bytes) -> Link | None:
-        """The link to a relay, or None."""
-        return self._links.get(node_id)
+        """The link to a relay, or None; of two, the one on which our purse is."""
+        paid = None if self.money is None else self.money.paid_link(node_id)
+        return paid if paid is not None else self._links.get(node_id)
 
     def dial(self, node_id: bytes, address: Address) -> None:
         """Dial in the background."""
@@ -243,7 +259,48 @@ class RelayNode:
         return Price(self._meter(link)[1], wei_per_packet)
 
     def _meter(self, link: Link) -> tuple[Meter, Meter]:
-        return self._meters.setdefault(link, (Meter(), Meter()))
+        found = self._meters.get(link)
+        if found is None:
+            found = (Meter(), Meter()) if self.money is None else self.money.meters(link)
+            self._meters[link] = found
+        return found
+
+    # -- what money asks for, and is told
+
+    def may_pay(self, link: Link, wei_per_packet: int) -> str | None:
+        """Why a circuit onward cannot be paid, if it cannot."""
+        if self.money is None:
+            return None
+        return self.money.explain_unpayable(link, wei_per_packet, trio.current_time())
+
+    def circuit_up(
+        self, flow: FlowHandle, front: Link, price_in: int, back: Link | None, price_out: int, now: float
+    ) -> None:
+        """A circuit stands."""
+        if self.money is not None:
+            self.money.circuit_up(flow, front, price_in, back, price_out, now)
+
+    def circuit_down(self, flow: FlowHandle, now: float) -> None:
+        """It is gone."""
+        if self.money is not None:
+            self.money.circuit_down(flow, now)
+
+    def end_paid_circuits(self, link: Link, side: Side, reason: CloseReason, detail: str) -> None:
+        """End the circuits of one side of a link over money."""
+        code = DESTROY_PAYMENT_BASE + reason
+        self.switch.end_paid(link, incoming=side == "earning", code=code, now=trio.current_time())
+
+    def payee_of(self, node_id: bytes) -> bytes:
+        """Whom to pay for a relay of the directory."""
+        entry = self.directory.get(node_id)
+        return b"" if entry is None else entry.descriptor.payee
+
+    def on_payable(self) -> None:
+        """Builds that could not be paid are tried again by their clients."""
+
+    def flush(self) -> None:
+        """Send what waits on all links."""
+        self.endpoint.flush()
 
     def carried_packets(self) -> tuple[int, int]:
         """Packets carried since the start: on links that pay this relay, and on links that it pays."""
@@ -309,6 +366,9 @@ class RelayNode:
         }
         if self.exit_side is not None:
             status["exit"] = self.exit_side.status()
+        if self.money is not None:
+            status["money"] = self.money.status()
+            status["problems"] += self.money.list_problems()
         return status
 
     def _warn(self, event: str, **values: object) -> None:
@@ -340,6 +400,10 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         limits = LinkLimits(
             max_links=config.relay.max_links, max_links_per_address=config.relay.max_links_per_address
         )
+        if config.payments.is_on:
+            node.money = await stack.enter_async_context(
+                open_money(config, node, node.engine, identity.node_id)
+            )
         node.endpoint = await stack.enter_async_context(
             open_endpoint(
                 [(address.ip, address.port) for address in config.relay.listen],
@@ -391,6 +455,10 @@ class _Local:
                 raise LocalControlError(f"limit_s must be from 0 to {MAX_DRAIN_S:g} seconds")
             self._node.duty.roster.drain(trio.current_time() + limit_s)
             return {"circuits": self._node.switch.circuit_count}
+        if self._node.money is not None and method == "tabs":
+            return self._node.money.status()
+        if self._node.money is not None and method.startswith("wallet"):
+            return await self._node.money.wallet.handle(method, params)
         raise LookupError(f"a relay has no {method}")
 
 
