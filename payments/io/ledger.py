@@ -208,8 +208,9 @@ class Ledger:
         record = encode(state, purse.payee)
         if generation == 0:
             done = db.execute(
-                "INSERT OR IGNORE INTO purses (side, chain, contract, payer, payee, record, generation) "
-                "VALUES (?, ?, ?, ?, ?, ?, 1)",
+                "INSERT INTO purses (side, chain, contract, payer, payee, record, generation) "
+                "VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE "
+                "SET record=excluded.record, generation=1 WHERE generation=0",
                 (*key, record),
             )
         else:
@@ -229,6 +230,15 @@ class Ledger:
                 (*_fields(purse), _sortable(max(0, state.number - _KEPT_BOOKS))),
             )
         return generation + 1
+
+    def remember(self, purse: PurseKeyed) -> None:
+        """Have a purse that we pay from in the list of `purses`, also before a ticket was given from it."""
+        with self._write() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO purses (side, chain, contract, payer, payee, record, generation) "
+                "VALUES ('payer', ?, ?, ?, ?, ?, 0)",
+                (*_fields(purse), encode_payer_state(EMPTY, purse.payee)),
+            )
 
     def purses(self, side: Side, domain: Domain) -> list[tuple[PurseKeyed, PurseState, int]]:
         """Return every purse on our `side` in `domain`: which, its state, and the wei noted as claimed.

@@ -54,6 +54,21 @@ def test_what_is_stored_is_loaded_again(tmp_path: Path) -> None:
         assert ledger.claims(Domain(1, DOMAIN.contract), b"\x02" * 20) == []
 
 
+def test_a_purse_is_remembered_before_its_first_ticket(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        other = PurseKeyed(DOMAIN, b"\x01" * 20, b"\x03" * 20)
+        assert ledger.load("payer", PURSE) == EMPTY
+        for purse in (PURSE, other):
+            ledger.remember(purse)
+        assert ledger.purses("payer", DOMAIN) == [(PURSE, EMPTY, 0), (other, EMPTY, 0)]
+        assert ledger.purses("payee", DOMAIN) == []
+        ledger.store("payer", PURSE, state())
+        ledger.remember(PURSE)
+        assert ledger.load("payer", PURSE) == state(), "what is known is kept"
+        ledger.store("payer", PURSE, state(number=2))
+        assert ledger.load("payer", other) == EMPTY
+
+
 def test_a_second_process_on_the_same_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     code = f"from payments.io.ledger import Ledger; from pathlib import Path; Ledger(Path({str(path)!r}))"

@@ -30,7 +30,6 @@ from payments.io.ledger import DayEarnings, Ledger, PurseKeyed
 from payments.io.redeemer import Redeemer
 from payments.keys import checksum_address
 from payments.redeemer import Claimable, RedeemLimits
-from payments.state import EMPTY
 
 if TYPE_CHECKING:
     from overlay.config.model import Config, PaymentsConfig
@@ -130,7 +129,9 @@ class Wallet(WalletView):
         if not is_new and before.deposited_wei == 0:
             raise ConfigError(f"there is no purse towards {shown}: open one with `hopfare wallet open`")
         await self._must_have(wei)
-        await _in_thread(self._remember, payee)
+        # In the ledger before there is money in it, so that it is never lost sight of.
+        keyed = PurseKeyed(self._chain.domain, self._address, payee)
+        await _in_thread(self._ledger.remember, keyed)
         arguments = [_hex(payee)] if is_new else [_hex(self._address), _hex(payee)]
         signature = "open(address)" if is_new else "top_up(address,address)"
         receipt = await self._do(signature, *arguments, kind="open" if is_new else "top up", value_wei=wei)
@@ -228,13 +229,6 @@ class Wallet(WalletView):
                 f"what this node earns belongs to relay.payee, {checksum_address(self._payee)}: do this with "
                 "the wallet that has its key"
             )
-
-    def _remember(self, payee: bytes) -> None:
-        """Have a purse in the ledger before there is money in it, so that it is never lost sight of."""
-        keyed = PurseKeyed(self._chain.domain, self._address, payee)
-        if all(known != keyed for known, _, _ in self._ledger.purses("payer", self._chain.domain)):
-            self._ledger.load("payer", keyed)
-            self._ledger.store("payer", keyed, EMPTY)
 
     async def _do(
         self,
