@@ -19,8 +19,10 @@ def advertised_addresses(config: Config) -> tuple[Address, ...]:
 
 
 def check_network(config: Config) -> list[str]:
-    """Check what everybody needs who uses a network: the seed list and its key."""
-    problems = []
+    """Check what everybody needs who uses a network: the seed list and its key, or a registry."""
+    problems: list[str] = []
+    if config.uses_registry:
+        return problems
     if config.seed_list is None:
         problems.append("network.seed_list is not set: name the file with the network's list of relays")
     if config.network.seed_list_key is None:
@@ -62,7 +64,7 @@ def check_relay(config: Config, *, with_network: bool = True) -> list[str]:
     relay = config.relay
     if not relay.listen:
         problems.append("relay.listen is empty: a relay answers on at least one address")
-    if not advertised_addresses(config):
+    if not advertised_addresses(config) and not (with_network and config.gossips):
         problems.append(
             "relay.advertise is not set, and relay.listen names no single address: "
             'say where others reach this relay, such as advertise = ["203.0.113.7:4433"]'

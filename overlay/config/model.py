@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from exit.policy import DEFAULT_POLICY
 from overlay.config import values
-from overlay.config.values import Network, Parser
-from overlay.descriptor import Address
+from overlay.config.values import Contact, Network, Parser
+from overlay.descriptor import MAX_MEMBERS, Address
 from overlay.identity import NodeId
 from payments.books import MAX_CHAIN_ID
 
@@ -130,6 +130,27 @@ class RelayConfig:
         'Most to carry in a calendar month (UTC), both ways together, such as "2 TB"; "0 B" for no limit.\n'
         "At 95 % no new circuits are taken, at 100 % nothing is carried until the next month.",
         key="monthly_cap",
+    )
+    family_members: tuple[NodeId, ...] = _setting(
+        "[]",
+        values.each(values.node, at_most=MAX_MEMBERS),
+        "Names of your other relays. It counts where each names the other; relays with one payee need none.",
+    )
+    publish_lifetime_s: float = _setting(
+        '"1d"',
+        values.duration_s("10m", "7d"),
+        "How long a descriptor that this relay publishes is good; it publishes a new one at half of that.",
+        key="publish_lifetime",
+    )
+    test_reachability: bool = _setting(
+        "true",
+        values.boolean,
+        "Whether others must have reached this relay before it publishes its addresses.",
+    )
+    port_mapping: bool = _setting(
+        "false",
+        values.boolean,
+        "Ask the router (UPnP) to forward the port of listen to this machine.",
     )
     max_links: int = _setting("4096", values.integer(1, 1_000_000), "Most QUIC connections at a time.")
     max_links_per_address: int = _setting(
@@ -296,6 +317,25 @@ class NetworkConfig:
         _FILE,
         "File with the signed list of the network's relays. Read again when it changes.",
     )
+    discovery: Literal["gossip", "list"] = cast(
+        Any,
+        _setting(
+            '"gossip"',
+            values.choice("gossip", "list"),
+            "How nodes learn of relays: gossip, from one another, with the registry (payments.registry) or "
+            "the seed list saying who belongs; list, from the descriptors in the seed list only.",
+        ),
+    )
+    bootstrap: tuple[Contact, ...] = _setting(
+        "[]",
+        values.each(values.contact, at_most=32),
+        "Relays for the first contact, NAME@ADDRESS:PORT each, beside those that registry or seed list name.",
+    )
+    registry_start: int = _setting(
+        "0",
+        values.integer(0, 2**53),
+        "Block of the registry's deployment: its events are looked for from there on.",
+    )
     seed_list_key: NodeId | None = _setting(  # noqa: RUF009 - the value is immutable
         '""',
         values.optional(values.node),
@@ -432,6 +472,16 @@ class Config:
     """`payments.passphrase_file` made absolute."""
     file: Path | None = None
     """The file it came from; None if there is none."""
+
+    @property
+    def gossips(self) -> bool:
+        """Whether descriptors come from other nodes, not from the seed list."""
+        return self.network.discovery == "gossip"
+
+    @property
+    def uses_registry(self) -> bool:
+        """Whether the registry says who belongs to the network; else the seed list does."""
+        return self.gossips and self.payments.is_on and bool(self.payments.registry)
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -194,6 +195,22 @@ def node(value: object) -> NodeId:
     except DecodeError:
         pass
     raise ValueError("must be a node's name: 52 characters, as `hopfare descriptor` prints it")
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """A relay and where it is reached."""
+
+    identity: NodeId
+    address: Address
+
+
+def contact(value: object) -> Contact:
+    """A node's name and its address, with @ between."""
+    name, separator, where = value.partition("@") if isinstance(value, str) else ("", "", "")
+    if not separator:
+        raise ValueError('must be a node\'s name, "@" and its address, such as "NAME@192.0.2.7:4433"')
+    return Contact(node(name), address(where))
 
 
 def optional(parse: Parser[T]) -> Parser[T | None]:

@@ -283,7 +283,12 @@ class Fleet:
         return self._quic if isinstance(self._quic, str) else self._quic.get(name, "qh3")
 
     def _network_settings(self) -> dict[str, Value]:
-        return {"name": NETWORK, "seed_list": str(self._seed_list), "seed_list_key": self._signer.name}
+        return {
+            "name": NETWORK,
+            "seed_list": str(self._seed_list),
+            "seed_list_key": self._signer.name,
+            "discovery": "list",
+        }
 
     def _relay_settings(self, index: int, host: Host, role: str) -> dict[str, dict[str, Value]]:
         settings: dict[str, dict[str, Value]] = {

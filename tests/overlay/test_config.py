@@ -239,7 +239,9 @@ def test_root_has_the_systems_folders():
 
 def test_settings_that_do_not_agree():
     assert len(check_network(parse())) == 2
-    assert any("relay.advertise is not set" in problem for problem in check_relay(parse()))
+    listed = parse("[network]\ndiscovery = 'list'")
+    assert any("relay.advertise is not set" in problem for problem in check_relay(listed))
+    assert not any("relay.advertise" in problem for problem in check_relay(parse()))
     config = parse("[relay]\nadvertise = '192.0.2.1:5'\nonion_key_rotation = '1d'\nmax_circuits = 2")
     assert len(check_relay(config, with_network=False)) == 2
     assert len(check_relay(parse("[relay]\nlisten = []\nadvertise = '0.0.0.0:1'"), with_network=False)) == 2
