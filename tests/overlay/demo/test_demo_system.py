@@ -139,7 +139,7 @@ def test_kill_9_leaves_a_folder_that_the_next_start_removes(folder: Path) -> Non
     demo = Demo(folder)
     demo.wait_for("starting the client")
     demo.end(signal.SIGKILL)
-    wait_until(lambda: demo.processes() == [], 10, "the end of all processes")
+    wait_until(lambda: demo.processes() == [], 60, "the end of all processes")
     left = demo.leftovers()
     assert len(left) == 1
     again = Demo(folder, "--once")

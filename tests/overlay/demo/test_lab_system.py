@@ -83,13 +83,13 @@ def test_results_of_programs(lab: Lab) -> None:
 
 def test_processes_are_watched_and_ended(lab: Lab) -> None:
     process = lab.spawn("r1", ["sh", "-c", "echo hello; exec sleep 1000"], log="sleeper")
-    wait_until(lambda: "hello" in lab.log_text("sleeper"), 10, "the greeting")
+    wait_until(lambda: "hello" in lab.log_text("sleeper"), 60, "the greeting")
     assert process.running
     assert running_in(process.pid)
     assert process.stop() == -signal.SIGTERM
     assert process.poll() == -signal.SIGTERM
     assert not process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not running_in(process.pid), 10, "the end of the process")
+    wait_until(lambda: not running_in(process.pid), 60, "the end of the process")
 
 
 def test_no_descriptor_leaks_into_programs(lab: Lab) -> None:
@@ -191,11 +191,11 @@ def test_nothing_is_left_after_kill_9(tmp_path: Path, rootless: bool) -> None:
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     keeper = int(owner.stdout.readline())
-    wait_until(lambda: len(descendants(keeper)) >= 5, 10, "the programs in the lab")
+    wait_until(lambda: len(descendants(keeper)) >= 5, 60, "the programs in the lab")
     everything = {keeper} | descendants(keeper)
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
-    wait_until(lambda: not any(map(running_in, everything)), 10, "the end of every process")
+    wait_until(lambda: not any(map(running_in, everything)), 60, "the end of every process")
     # All that is left is a folder, which the next lab removes.
     assert len(list(tmp_path.iterdir())) == 1
     with Lab(0, parent=tmp_path) as lab:
@@ -209,7 +209,7 @@ def test_a_killed_keeper_takes_everything_along(tmp_path: Path, victim: str) -> 
         process = lab.spawn("r1", ["sleep", "1000"], log="sleeper")
         keeper = lab.box.keeper_pid
         os.kill(keeper if victim == "outer" else min(descendants(keeper)), signal.SIGKILL)
-        assert process.wait(10) is not None
+        assert process.wait(60) is not None
         with pytest.raises(LabError, match="gone"):
             lab.run("r1", ["true"])
-        wait_until(lambda: not running_in(process.pid), 10, "the end of the process")
+        wait_until(lambda: not running_in(process.pid), 60, "the end of the process")

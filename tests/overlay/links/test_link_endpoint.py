@@ -46,7 +46,7 @@ class Watch(Recorder):
         self._bell.set()
         self._bell = trio.Event()
 
-    async def until(self, done, limit_s=30):
+    async def until(self, done, limit_s=60):
         with trio.fail_after(limit_s):
             while not done():
                 await self._bell.wait()
@@ -84,7 +84,7 @@ def send_all(endpoint, watch, link, stream_id, data):
 @pytest.mark.parametrize("host", [HOST, ("::1", 0)], ids=["v4", "v6"])
 async def test_dial_control_datagrams_streams(backends, role, host):
     async with two(backends, role=role, host=host) as (dialler, acceptor, ours, theirs):
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             link = await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
             assert ours.ups == [ACCEPTOR.node_id]
             link.send_control(CONTROL)
@@ -97,7 +97,7 @@ async def test_dial_control_datagrams_streams(backends, role, host):
             send_all(dialler, ours, link, stream_id, data)
             await theirs.until(lambda: theirs.finished)
             assert theirs.streams[stream_id] == data
-            assert 0 < link.rtt_s < 1
+            assert 0 < link.rtt_s < 30
             link.close(99, "done")
             await theirs.until(lambda: theirs.closes)
             assert theirs.closes == [(99, "done")]
@@ -155,7 +155,7 @@ async def test_reasons_of_failed_dials_are_sentences(backend):
             await dialler.dial(("::1", 1), ACCEPTOR.node_id)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(HOST)
-            with trio.fail_after(10), pytest.raises(DialError, match="no answer in time") as nobody:
+            with trio.fail_after(60), pytest.raises(DialError, match="no answer in time") as nobody:
                 await dialler.dial(silent.getsockname(), ACCEPTOR.node_id)
         assert nobody.value.code == CloseCode.TIMEOUT
         assert dialler.links == []
@@ -168,7 +168,7 @@ async def test_another_link_version_is_named(backend):
         open_endpoint(HOST, ACCEPTOR, watch, backend=backend, alpn="hopfare/2") as acceptor,
         open_endpoint(HOST, DIALLER, watch, backend=backend) as dialler,
     ):
-        with trio.fail_after(10), pytest.raises(DialError, match="another version") as error:
+        with trio.fail_after(60), pytest.raises(DialError, match="another version") as error:
             await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
         assert error.value.code == CloseCode.VERSION
 
@@ -180,7 +180,7 @@ async def test_a_path_too_small_is_named(backends):
         udp_relay(acceptor.addresses[0]) as relay,
     ):
         relay.passes = lambda data: len(data) <= 1400
-        with trio.fail_after(10), pytest.raises(DialError, match="path MTU too small") as error:
+        with trio.fail_after(60), pytest.raises(DialError, match="path MTU too small") as error:
             await dialler.dial(relay.address, ACCEPTOR.node_id)
         assert error.value.code == CloseCode.PATH_TOO_SMALL
         assert ours.ups == []
@@ -206,7 +206,7 @@ async def test_retry_under_load(backends):
         two(backends, acceptor_limits=limits) as (dialler, acceptor, _, theirs),
         trio.open_nursery() as nursery,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for _ in range(5):
                 nursery.start_soon(dialler.dial, acceptor.addresses[0], ACCEPTOR.node_id)
             await theirs.until(lambda: len(theirs.ups) == 5)
@@ -238,17 +238,17 @@ async def test_half_open_handshakes_are_bounded_and_give_way(backend):
                 flood.sendto(packet, acceptor.addresses[0])
         await theirs.until(lambda: acceptor.acceptor_counters.retries > 0)
         assert len(acceptor.links) <= 20
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             link = await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
         assert link.is_up
-        await theirs.until(lambda: len(acceptor.links) == 1, 10)  # the rest has timed out
+        await theirs.until(lambda: len(acceptor.links) == 1, 60)  # the rest has timed out
 
 
 @backs
 async def test_a_full_node_says_so(backend):
     limits = LinkLimits(max_links_per_address=2)
     async with two((backend, backend), acceptor_limits=limits) as (dialler, acceptor, ours, theirs):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             links = [await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id) for _ in range(2)]
             await theirs.until(lambda: len(theirs.ups) == 2)
             with contextlib.suppress(DialError):
@@ -266,7 +266,7 @@ async def test_a_full_node_says_so(backend):
 async def test_garbage_at_the_socket(backend):
     rng = random.Random(9)
     async with two((backend, backend)) as (dialler, acceptor, _, theirs):
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             link = await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
             link.send_control(CONTROL)
             await theirs.until(lambda: theirs.controls)
@@ -328,7 +328,7 @@ async def test_a_customer_accepts_nothing():
         open_endpoint([HOST], None, watch, role="customer") as customer,
         open_endpoint(HOST, DIALLER, watch, limits=LinkLimits(handshake_timeout_s=1)) as dialler,
     ):
-        with trio.fail_after(10), pytest.raises(DialError, match="no answer in time"):
+        with trio.fail_after(60), pytest.raises(DialError, match="no answer in time"):
             await dialler.dial(customer.addresses[0], ACCEPTOR.node_id)
         assert customer.links == []
         assert customer.counters.unknown_packets > 0
@@ -356,7 +356,7 @@ async def test_both_families_at_once(backend):
         open_endpoint(both, ACCEPTOR, watch, backend=backend) as acceptor,
         open_endpoint(both, DIALLER, other, backend=backend) as dialler,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for address in acceptor.addresses:
                 assert (await dialler.dial(address, ACCEPTOR.node_id)).is_up
         assert len(dialler.links) == 2
@@ -366,7 +366,7 @@ async def test_both_families_at_once(backend):
 async def test_two_nodes_that_dial_each_other_from_the_same_sockets(backend):
     """Both links share all four address parts, so that one received buffer may hold packets of both."""
     async with two((backend, backend)) as (first, second, ours, theirs):
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             forth = await first.dial(second.addresses[0], ACCEPTOR.node_id)
             back = await second.dial(first.addresses[0], DIALLER.node_id)
             data = random.Random(6).randbytes(2_000_000)
@@ -454,7 +454,7 @@ async def test_answers_leave_from_the_address_that_was_addressed(backend, host):
     ):
         port = acceptor.addresses[0][1]
         target = ("127.0.0.77" if host == "0.0.0.0" else "::1", port)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             link = await dialler.dial(target, ACCEPTOR.node_id)
             assert link.peer_address == target
             data = random.Random(8).randbytes(300_000)

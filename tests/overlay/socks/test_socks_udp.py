@@ -43,10 +43,12 @@ async def associate(lab: Lab, host: str = ZERO, port: int = 0) -> tuple[trio.Soc
     return stream, (str(ip_address(reply[4:-2])), int.from_bytes(reply[-2:], "big"))
 
 
-async def exchange(client: trio.socket.SocketType, relay: tuple[str, int], datagram: bytes) -> bytes | None:
-    """Send a datagram; return what comes back within a moment."""
+async def exchange(
+    client: trio.socket.SocketType, relay: tuple[str, int], datagram: bytes, patience_s: float = 20.0
+) -> bytes | None:
+    """Send a datagram; return what comes back."""
     await client.sendto(datagram, relay)
-    with trio.move_on_after(0.2):
+    with trio.move_on_after(patience_s):
         data, sender = await client.recvfrom(65535)
         assert sender == relay
         return data
@@ -101,15 +103,15 @@ async def test_only_the_client_may_use_it() -> None:
         header = encode_header("127.0.0.1", port)
         _stream, relay = await associate(lab)
         assert await exchange(client, relay, header + b"mine") is not None
-        assert await exchange(other, relay, header + b"not mine") is None
+        assert await exchange(other, relay, header + b"not mine", 0.2) is None
         # One that announced its port is held to it from the start.
         _second, relay = await associate(lab, "127.0.0.1", client.getsockname()[1])
-        assert await exchange(other, relay, header + b"not mine") is None
+        assert await exchange(other, relay, header + b"not mine", 0.2) is None
         assert await exchange(client, relay, header + b"mine") is not None
         # One from another address than the TCP connection's never may.
         async with udp_socket("127.0.0.2") as stranger:
             _third, relay = await associate(lab)
-            assert await exchange(stranger, relay, header + b"not mine") is None
+            assert await exchange(stranger, relay, header + b"not mine", 0.2) is None
 
 
 async def test_bad_datagrams_are_dropped() -> None:
@@ -123,11 +125,11 @@ async def test_bad_datagrams_are_dropped() -> None:
             b"\0\0\1" + header[3:] + b"fragment",
             encode_header("127.0.0.1", 0),
         ):
-            assert await exchange(client, relay, bad) is None
+            assert await exchange(client, relay, bad, 0.2) is None
         lab.circuits.source_v6 = None
         _second, relay_v4 = await associate(lab)
         async with udp_socket() as other:
-            assert await exchange(other, relay_v4, encode_header("::1", port) + b"x") is None
+            assert await exchange(other, relay_v4, encode_header("::1", port) + b"x", 0.2) is None
         assert await exchange(client, relay, header + b"good") is not None
 
 
@@ -153,7 +155,7 @@ async def test_their_number_is_bounded() -> None:
         _, reply = await lab.ask(UDP_ASSOCIATE, ZERO, 0)
         assert reply[1] == 1
         await held[0][0].aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while lab.server.associations == 2:
                 await trio.sleep(0.005)
         await associate(lab)
