@@ -48,14 +48,21 @@ from overlay.identity import format_node_id
 from overlay.io.files import write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.logs import get_logger
-from overlay.messages import Build, Built, Destroy, decode_control, encode_control
+from overlay.messages import Build, Built, Destroy, Payment, decode_control, encode_control
+from overlay.node.customer_money import end_code
 from overlay.node.io.files import load_directory
 from overlay.node.lease import Circuit, Lease
 from overlay.node.market import QUALITY_FILE, ClientMarket, load_quality
 from overlay.node.suites import offered_suites
-from overlay.node.switch import DESTROY_CLOSING, DESTROY_EXPIRED, DESTROY_FAULT_BASE
+from overlay.node.switch import (
+    DESTROY_CLOSING,
+    DESTROY_EXPIRED,
+    DESTROY_FAULT_BASE,
+    DESTROY_PAYMENT_BASE,
+)
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
 from overlay.socks.io.server import ProxyServer
+from payments.tab import CloseReason
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -63,6 +70,9 @@ if TYPE_CHECKING:
     from overlay.config.model import Config
     from overlay.directory import Directory
     from overlay.links.link import Link
+    from overlay.node.customer_money import CustomerMoney
+    from overlay.node.money import Money
+    from overlay.tabs.types import Side
 
 CIRCUIT_LIFETIME_S = 7 * 3600
 """Asked of relays: the pool drains a circuit for at most six hours after its ten minutes."""
@@ -150,6 +160,8 @@ class ClientNode:
         self.directory = directory
         self.endpoint: Endpoint
         self.proxy: ProxyServer | None = None
+        self.money: Money | None = None
+        self.purse: CustomerMoney | None = None
         self.started_s = trio.current_time()
         self.guards = guards
         self._guards_file = guards_file
@@ -208,6 +220,8 @@ class ClientNode:
 
     def on_link_up(self, link: Link) -> None:
         """A guard is there."""
+        if self.money is not None:
+            self.money.link_up(link, trio.current_time())
 
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
         """A guard is gone. The engine has dropped its flows before."""
@@ -221,6 +235,8 @@ class ClientNode:
         for key, attempt in list(self._attempts.items()):
             if key[0] is link:
                 self._finish(attempt, attempt.build.handle_closed())
+        if self.money is not None:
+            self.money.link_closed(link, trio.current_time())
 
     def on_control(self, link: Link, message: bytes) -> None:
         """A guard's control message."""
@@ -240,6 +256,8 @@ class ClientNode:
             circuit = self._by_wire.get((link, decoded.circuit_id))
             if circuit is not None:
                 self._lost(circuit, explain_destroy(decoded.code))
+        elif isinstance(decoded, Payment) and self.money is not None:
+            self.money.on_payment(link, decoded.data, trio.current_time())
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
         """The engine dropped a circuit's flow."""
@@ -260,7 +278,33 @@ class ClientNode:
             self.act(self.pool.handle_echo(circuit.circuit_id, token, trio.current_time()))
 
     def on_meter_low(self, meter: Meter) -> None:
-        """Meters have no limit in a network without payments."""
+        """A customer's meters have no limit: its guard's have."""
+
+    # -- what money asks for
+
+    def end_paid_circuits(self, link: Link, side: Side, reason: CloseReason, detail: str) -> None:
+        """End the circuits over a guard that cannot be paid."""
+        for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
+            self._lost(circuit, f"the guard cannot be paid: {detail}", is_fault=False)
+
+    def end_for_budget(self, sentence: str) -> None:
+        """End all circuits: the customer's limit is reached."""
+        for circuit in list(self._circuits.values()):
+            self._lost(circuit, sentence, is_fault=False)
+
+    def payee_of(self, node_id: bytes) -> bytes:
+        """Whom to pay for a relay of the directory."""
+        entry = self.directory.get(node_id)
+        return b"" if entry is None else entry.descriptor.payee
+
+    def on_payable(self) -> None:
+        """A guard's purse is ready, or cannot be."""
+        if self.purse is not None:
+            self.purse.on_payable()
+
+    def flush(self) -> None:
+        """Send what waits on all links."""
+        self.endpoint.flush()
 
     # -- what the proxy asks for (overlay.socks.circuits.Circuits)
     # -------------------------------------------------
@@ -272,6 +316,8 @@ class ClientNode:
 
     async def lease(self, isolation: Isolation, destination: Destination) -> Lease:
         """A lease, waiting up to LEASE_TIMEOUT_S. Raises NoCircuit with a sentence."""
+        if self.purse is not None and self.purse.stopped:
+            raise NoCircuit(NoCircuitKind.NOT_ALLOWED, self.purse.stopped)
         need = self._need(isolation, destination)
         self._refused.pop(need, None)  # an earlier waiter's
         begun = trio.current_time()
@@ -390,6 +436,8 @@ class ClientNode:
         self._by_flow.pop(circuit.flow, None)
         self._by_wire.pop((circuit.link, circuit.wire_id), None)
         self.engine.drop(circuit.flow)
+        if self.money is not None:
+            self.money.circuit_down(circuit.flow, trio.current_time())
         circuit.link.send_control(encode_control(Destroy(circuit.wire_id, 0)))
         watchers, circuit.watchers = list(circuit.watchers.values()), {}
         for on_closed in watchers:
@@ -441,6 +489,10 @@ class ClientNode:
             reason = self._dial_errors.get(guard.candidate.node_id, "no answer")
             self.act(self.pool.handle_guard_lost(guard.candidate.node_id, reason, trio.current_time()))
             return BuildFailed(FailureKind.CLOSED, 0, (0,), None, f"hop 1: {reason}")
+        if self.purse is not None:
+            unpayable = await self.purse.make_payable(link, path.price_wei_per_packet)
+            if unpayable is not None:
+                return BuildFailed(FailureKind.CLOSED, 0, (), None, unpayable)
         begun = trio.current_time()
         suite = self._choose_suite(path)
         build = ClientBuild(
@@ -485,10 +537,13 @@ class ClientNode:
                 suite,
                 link,
                 wire_id,
-                Price(self._meter(guard.candidate.node_id), path.price_wei_per_packet),
+                self._price(link, path.price_wei_per_packet),
                 InnerAddresses(addresses.ipv4.packed, v6.packed if v6 is not None else None),
             )
             stands = True
+            if self.money is not None:
+                price = path.price_wei_per_packet
+                self.money.circuit_up(flow, None, 0, link, price, trio.current_time())
             return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
         finally:
             self._attempts.pop((link, wire_id), None)
@@ -502,8 +557,10 @@ class ClientNode:
             attempt.outcome = outcome
             attempt.done.set()
 
-    def _meter(self, node_id: bytes) -> Meter:
-        return self._meters.setdefault(node_id, Meter())
+    def _price(self, link: Link, wei_per_packet: int) -> Price:
+        if self.money is not None:
+            return self.money.price(link, "paying", wei_per_packet)
+        return Price(self._meters.setdefault(link.peer or b"", Meter()), wei_per_packet)
 
     def _choose_suite(self, path: Path) -> int:
         for suite in self.suites:
@@ -683,6 +740,10 @@ class ClientNode:
             if without and not missing:
                 problems.append(without)
         problems += self.market.problems()
+        if self.purse is not None and self.purse.stopped:
+            problems.insert(0, self.purse.stopped)
+        if self.money is not None:
+            problems += self.money.list_problems()
         builds = sorted(self._build_times_s)
         return {
             "role": "client",
@@ -707,6 +768,7 @@ class ClientNode:
             "proxy": self.proxy.status() if self.proxy is not None else {},
             "dropped_without_circuit": self.engine.unknown_packets,
             "queued_bytes": self.engine.budget.used_bytes,
+            **({"money": self.money.status()} if self.money is not None else {}),
         }
 
     def list_guards(self) -> list[bytes]:
@@ -757,6 +819,8 @@ def explain_destroy(code: int) -> str:
         return "one of its relays is stopping"
     with suppress(ValueError):
         return f"one of its relays gave it up: {_RELAY_FAULT[FlowFault(code - DESTROY_FAULT_BASE)]}"
+    with suppress(ValueError):
+        return f"one of its relays gave it up: {end_code(CloseReason(code - DESTROY_PAYMENT_BASE))}"
     return f"one of its relays closed it (code {code})"
 
 

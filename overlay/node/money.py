@@ -284,6 +284,10 @@ class Money:
         """Why circuits on a link cannot be paid just now, as a sentence."""
         return self.desk.explain(link, trio.current_time())
 
+    def allow(self, left_wei: int | None) -> None:
+        """Give no more than `left_wei` from now on (None: no limit)."""
+        self._do_now(self.desk.allow(left_wei, trio.current_time()))
+
     def is_payable(self, link: Link) -> bool:
         """Whether tickets can be given on a link at once."""
         tabs = self.desk.links.get(link)

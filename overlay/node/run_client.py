@@ -22,9 +22,11 @@ from overlay.io.files import read_private
 from overlay.links.io.endpoint import open_endpoint
 from overlay.logs import get_logger
 from overlay.node.client import ClientNode
+from overlay.node.customer_money import CustomerMoney
 from overlay.node.io.files import load_directory
 from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.metrics import serve_metrics
+from overlay.node.io.money_start import open_money
 from overlay.node.io.process import settle
 from overlay.socks.io.listeners import open_listeners, systemd_descriptors
 from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
@@ -75,6 +77,11 @@ async def run_client(
         node = ClientNode(
             config, directory, guards, guards_file, namespace, nursery, progress, frozenset(families)
         )
+        if config.payments.is_on:
+            progress("opening the account")
+            node.money = await stack.enter_async_context(open_money(config, node, node.engine, None))
+            node.purse = CustomerMoney(config.payments, node.money, node)
+            stack.callback(node.purse.save)
         addresses = [("0.0.0.0", 0)] if 4 in families else []
         if 6 in families:
             addresses.append(("::", 0))
@@ -100,6 +107,8 @@ async def run_client(
         nursery.start_soon(node.keep_default)
         nursery.start_soon(node.keep_directory)
         nursery.start_soon(node.market.run)
+        if node.purse is not None:
+            nursery.start_soon(node.purse.run)
         limits = ProxyLimits(max_connections=config.client.max_connections)
 
         async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
@@ -150,6 +159,10 @@ class _Local:
         if method == "stop":
             self._scope.cancel()
             return {}
+        if node.money is not None and method == "tabs":
+            return node.money.status()
+        if node.money is not None and method.startswith("wallet"):
+            return await node.money.wallet.handle(method, params)
         raise LookupError(f"a client has no {method}")
 
 

@@ -1,0 +1,150 @@
+"""A customer's money: the guard's purse before circuits are built over it, and the budget.
+
+The tabs are `overlay.node.money`'s, the limits `payments.budget`'s; this joins them to the client's pool and
+says in a sentence why there is no service.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from overlay.logs import get_logger
+from payments.budget import Budget, BudgetLimits
+from payments.errors import LedgerError
+from payments.tab import CloseReason
+
+if TYPE_CHECKING:
+    from overlay.config.model import PaymentsConfig
+    from overlay.links.link import Link
+    from overlay.node.money import Money
+
+READY_TIMEOUT_S = 4.0
+"""How long a build waits for the guard's purse; opening one takes longer, and then the build says so."""
+LOOK_S = 0.25
+SAVE_S = 30.0
+"""Between writes of what was spent; a crash forgets as much of a budget's use."""
+_NOTE = "budget"
+
+log = get_logger("money")
+
+
+class CustomerHost(Protocol):
+    """What the customer's money asks of its node."""
+
+    def end_for_budget(self, sentence: str) -> None:
+        """End every circuit: the customer wants no more spent."""
+
+
+class CustomerMoney:
+    """Of one client. `run` in a nursery."""
+
+    def __init__(self, settings: PaymentsConfig, money: Money, host: CustomerHost) -> None:
+        """Limits come from `settings`; what was spent before from the ledger. Raises LedgerError."""
+        self._money = money
+        self._host = host
+        limits = BudgetLimits(
+            settings.budget_per_hour_wei, settings.budget_per_day_wei, settings.budget_per_gb_wei
+        )
+        self.budget = Budget(limits, _decode(money.ledger.get_note(_NOTE)))
+        self._worth: dict[Link, tuple[int, int]] = {}
+        self._changed = trio.Event()
+        self.stopped = ""
+        """Why nothing is carried, as a sentence; empty while the budget allows it."""
+
+    def on_payable(self) -> None:
+        """A purse became ready, or cannot be."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def make_payable(self, link: Link, price_wei: int) -> str | None:
+        """Have the guard's purse ready for a circuit of that price; why it is not, as a sentence, or None."""
+        if price_wei == 0:
+            return None
+        if self.stopped:
+            return self.stopped
+        with trio.move_on_after(READY_TIMEOUT_S):
+            while link.end is None:
+                sentence = self._money.explain_unpayable(link, price_wei, trio.current_time())
+                if sentence is not None:
+                    return f"the guard cannot be paid: {sentence}"
+                if self._money.is_payable(link):
+                    return None
+                changed = self._changed
+                with trio.move_on_after(0.05):
+                    await changed.wait()
+        return "the guard cannot be paid yet: it has not shown its terms, or not taken our purse"
+
+    async def run(self) -> None:
+        """Keep the budget until cancelled."""
+        save_at = trio.current_time() + SAVE_S
+        while True:
+            await trio.sleep(LOOK_S)
+            self.look(time.time())
+            if trio.current_time() >= save_at:
+                save_at = trio.current_time() + SAVE_S
+                await trio.to_thread.run_sync(self.save)
+
+    def look(self, unix_s: float) -> None:
+        """Note what was paid since the last look, and let no more be paid than the budget leaves."""
+        wei = packets = 0
+        links = self._money.desk.links
+        for link, tabs in links.items():
+            if tabs.paying is None or not tabs.paying.is_open:
+                continue
+            worth = tabs.paying.worth_wei
+            carried = self._money.meters(link)[1].packets
+            old_worth, old_carried = self._worth.get(link, (worth, carried))
+            wei += max(0, worth - old_worth)
+            packets += carried - old_carried
+            self._worth[link] = (worth, carried)
+        for gone in [link for link in self._worth if link not in links]:
+            del self._worth[gone]
+        if wei or packets:
+            self.budget.spend(unix_s, wei, packets)
+        left = self.budget.left_wei(unix_s)
+        self._money.allow(left)
+        stopped = self.budget.explain(unix_s) or ""
+        if stopped and not self.stopped:
+            log.warning("budget reached", reason=stopped)
+            self.stopped = stopped
+            self._host.end_for_budget(stopped)
+        elif self.stopped and not stopped:
+            log.info("budget free again")
+        self.stopped = stopped
+
+    def save(self) -> None:
+        """Write down what was spent; a disk that refuses is told by the ledger's other writers."""
+        try:
+            self._money.ledger.put_note(_NOTE, json.dumps(self.budget.memory()))
+        except LedgerError as error:
+            log.warning("the budget's use is not kept", reason=str(error))
+
+
+def end_code(reason: CloseReason) -> str:
+    """What a relay's money code on a circuit's end says, for the user."""
+    return _ENDS.get(reason, "it and its neighbour disagree about money")
+
+
+_ENDS = {
+    CloseReason.UNPAID: "it was not paid in time",
+    CloseReason.DISPUTE: "it and its neighbour count differently what was carried",
+    CloseReason.PURSE_EMPTY: "the purse that pays it, or that it pays from, is used up",
+    CloseReason.PURSE_BUSY: "the purse that pays it is in use elsewhere",
+}
+
+
+def _decode(note: str | None) -> dict[int, dict[int, tuple[int, int]]] | None:
+    """What `save` wrote. A damaged note counts as nothing spent: the ledger itself is checked elsewhere."""
+    if note is None:
+        return None
+    try:
+        return {
+            int(span): {int(number): (int(wei), int(packets)) for number, (wei, packets) in buckets.items()}
+            for span, buckets in json.loads(note).items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return None
