@@ -11,6 +11,7 @@ from overlay.identity import Identity
 from overlay.links.backends.base import Address, BackendName, BackendSettings, Connection, Inbox, load_backend
 from overlay.links.certificate import make_certificate
 from overlay.links.constants import ALPN
+from overlay.links.io.endpoint import TIMER_FLOOR_S
 from overlay.links.limits import LinkLimits
 from overlay.links.link import Link
 from overlay.links.machine import LinkMachine
@@ -254,7 +255,9 @@ class Pair:
                 times.append(due)
         if not times:
             return False
-        self.now = max(self.now, min(times))
+        before, self.now = self.now, max(self.now, min(times))
+        if self.now == before and not (self._queue and self._queue[0][0] <= self.now):
+            self.now += TIMER_FLOOR_S  # a timer that rounding keeps from having any effect
         while self._queue and self._queue[0][0] <= self.now:
             _, _, index, datagram, sender = heapq.heappop(self._queue)
             self._arrive(index, datagram, sender)

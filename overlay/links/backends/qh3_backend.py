@@ -10,7 +10,6 @@ it by themselves), and fixes the number of streams at 103. Therefore this module
 import contextlib
 import logging
 import ssl
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -42,6 +41,7 @@ from overlay.links.backends.base import (
     QuicFaultError,
     StreamLimitError,
 )
+from overlay.links.backends.qh3_outbox import Outbox
 from overlay.links.certificate import decode_certificate_key
 from overlay.links.constants import DATAGRAM_PACKET, QUIC_VERSION, SERVER_NAME, UDP_PAYLOAD
 
@@ -50,7 +50,6 @@ _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
-_TAG_BYTES: Final = 16
 _IN_VAIN: Final = (ValueError, AssertionError, RuntimeError, QuicConnectionError)
 """What the library raises when a stream, or the whole connection, has ended: a peer's last message and its
 close come in one batch, so that everything the message leads to is asked of a closed connection.
@@ -132,10 +131,9 @@ class Qh3Connection:
     __slots__ = (
         "_address",
         "_conn",
-        "_core_frame",
+        "_losses_resent",
         "_next_key_update",
-        "_pending",
-        "_unanswered",
+        "_outbox",
         "_up",
         "cids",
         "packets_sent",
@@ -146,14 +144,10 @@ class Qh3Connection:
         self._conn = conn
         self._up = False
         self._address: Address | None = None
-        self._pending: deque[bytes] = deque()
-        self._core_frame = 0
-        """Bytes of the frame inside the core, 0 for none, as far as can be told from the packets that come
-        out.
-        """
+        self._outbox = Outbox()
+        self._losses_resent = 0
+        """How many packets had been lost when the core had nothing more to send; -1 while it may have."""
         self._next_key_update = KEY_UPDATE_PACKETS
-        self._unanswered = 0
-        """Buffers received since the last packet was sent."""
         self.cids: list[bytes] = [conn.host_cid]
         self.packets_sent = 0
 
@@ -163,7 +157,6 @@ class Qh3Connection:
 
     def receive(self, buffer: bytes, segment_size: int, address: Address, now: float) -> None:
         """Take received datagrams."""
-        self._unanswered += 1
         try:
             if self._up:
                 self._conn._core.receive_gro_buffer(buffer, segment_size, address, now)
@@ -261,60 +254,62 @@ class Qh3Connection:
         if core is None:
             return []
         out: list[tuple[bytes, Address]] = []
-        poll = core.poll_transmit
-        pending = self._pending
+        # A packet costs one call of the core and no Python code; a failure leaves what came before.
+        packets = iter(partial(core.poll_transmit, now), None)
+        outbox = self._outbox
         try:
-            if not pending and not self._core_frame:
-                # A packet costs one call of the core and no Python code; a failure leaves what came before.
-                out.extend(islice(iter(partial(poll, now), None), limit))
-                limit = 0
-            elif self._unanswered:
-                self._acknowledge_first(core, now, out)
-            while len(out) < limit:
-                if pending and not self._core_frame and self._may_send_datagram(core, now):
-                    frame = pending.popleft()
-                    core.send_datagram(frame)
-                    self._core_frame = len(frame)
-                packet = poll(now)
-                if packet is None:
-                    break
-                out.append(packet)
-                if len(packet[0]) >= self._core_frame + _TAG_BYTES:
-                    self._core_frame = 0
+            if outbox and self._is_drained(core):
+                self._refill(core, now)
+            out.extend(islice(packets, limit))
+            while outbox and len(out) < limit and self._refill(core, now):
+                packets = iter(partial(core.poll_transmit, now), None)
+                out.extend(islice(packets, limit - len(out)))
+            self._losses_resent = core.loss_total if len(out) < limit else -1
         except Exception as error:
             # An acceptor whose answer exceeds three times what came (RFC 9000 section 8.1) fails here
             # instead of waiting; it goes on when the dialler's next packet comes.
             if self._up or not isinstance(error, RuntimeError):
                 raise QuicFaultError(f"qh3 failed on sending: {type(error).__name__}") from error
         if out:
-            self._unanswered = 0
             self._address = out[-1][1]
             self.packets_sent += len(out)
             if self.packets_sent >= self._next_key_update:
                 self._update_key()
         return out
 
-    @staticmethod
-    def _acknowledge_first(core: Any, now: float, out: list[tuple[bytes, Address]]) -> None:
-        """Have the acknowledgement that is due leave before any frame of the datagram lane.
-
-        An acknowledgement of many gaps does not fit beside such a frame; the core then fails, again and
-        again, and sends nothing at all. So it goes with stream data, if there is some, or with a PING.
+    def _is_drained(self, core: Any) -> bool:
+        """Tell whether the core has nothing to send but what acknowledges: then that can share a packet with
+        what is new.
         """
-        packet = core.poll_transmit(now)
-        if packet is None:
-            core.send_ping(0)
-            packet = core.poll_transmit(now)
-        if packet is not None:
-            out.append(packet)
+        return bool(core.loss_total == self._losses_resent)
 
-    def _may_send_datagram(self, core: Any, now: float) -> bool:
-        """Tell whether window and pacer let a frame leave at once.
-
-        The core must never hold one: while it does and streams fill the window, it sends no acknowledgements.
-        """
-        if core.bytes_in_flight + DATAGRAM_PACKET > self._datagram_window(core):
+    def _refill(self, core: Any, now: float) -> bool:
+        """Give the core, which has been asked for all its packets, as much as will leave at once."""
+        allowance = core.congestion_window - core.bytes_in_flight
+        if allowance < UDP_PAYLOAD:
             return False
+        allowance -= core.get_send_buffer_size(None)
+        outbox = self._outbox
+        given = False
+        if outbox.frames:
+            room = min(allowance, MAX_DATAGRAM_FLIGHT_BYTES - core.bytes_in_flight)
+            if room >= UDP_PAYLOAD and self._is_pacer_ready(core, now):
+                for frame in outbox.take_frames(room):
+                    given = True
+                    core.send_datagram(frame)
+                    allowance -= DATAGRAM_PACKET
+        if allowance >= UDP_PAYLOAD:
+            for stream_id, data, fin in outbox.take(allowance):
+                given = True
+                try:
+                    core.send_stream(stream_id, data, fin)
+                except _IN_VAIN:
+                    outbox.drop(stream_id)
+        return given
+
+    @staticmethod
+    def _is_pacer_ready(core: Any, now: float) -> bool:
+        """Tell whether the pacer, which the core does not ask for datagrams, lets packets leave."""
         timer = core.get_timer()
         return timer is None or timer[0] != "pacing" or timer[1] <= now
 
@@ -354,14 +349,15 @@ class Qh3Connection:
 
     def send_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """Append to a stream."""
-        with contextlib.suppress(*_IN_VAIN):
-            if self._up and stream_id & 2:
-                self._conn._core.send_stream(stream_id, data, fin)
-            else:
+        if self._up and stream_id & 2:
+            self._outbox.append(stream_id, data, fin)
+        else:
+            with contextlib.suppress(*_IN_VAIN):
                 self._conn.send_stream_data(stream_id, data, fin)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Give up sending."""
+        self._outbox.drop(stream_id)
         with contextlib.suppress(*_IN_VAIN):
             self._conn.reset_stream(stream_id, code)
 
@@ -372,15 +368,17 @@ class Qh3Connection:
 
     def stream_backlog(self, stream_id: int | None) -> int:
         """Return bytes appended and not sent once."""
+        outbox = self._outbox
+        waiting = outbox.backlog_bytes if stream_id is None else outbox.stream_bytes(stream_id)
         try:
-            size: int = self._conn.get_send_buffer_size(stream_id)
+            held: int = self._conn.get_send_buffer_size(stream_id)
         except _IN_VAIN:
-            return 0
-        return size
+            return waiting
+        return held + waiting
 
     def send_datagrams(self, frames: list[bytes]) -> None:
         """Queue frames."""
-        self._pending.extend(frames)
+        self._outbox.frames.extend(frames)
 
     def datagram_room(self) -> int:
         """Return how many frames may be queued now."""
@@ -389,7 +387,7 @@ class Qh3Connection:
             return 0
         window = (self._datagram_window(core) - core.bytes_in_flight) // DATAGRAM_PACKET
         bound = min(max(window, MIN_DATAGRAMS_QUEUED), MAX_DATAGRAMS_QUEUED)
-        return max(0, int(bound) - len(self._pending) - bool(self._core_frame))
+        return max(0, int(bound) - len(self._outbox.frames))
 
     @staticmethod
     def _datagram_window(core: Any) -> int:
@@ -403,13 +401,13 @@ class Qh3Connection:
 
     def close(self, code: int, reason: str) -> None:
         """Queue a CONNECTION_CLOSE."""
-        self._pending.clear()
+        self._outbox.clear()
         with contextlib.suppress(*_IN_VAIN):
             self._conn.close(error_code=code, reason_phrase=reason)
 
     def abandon(self) -> None:
         """Free what the library holds."""
-        self._pending.clear()
+        self._outbox.clear()
         bridge = self._conn._tls
         if bridge is not None:
             # They hold each other through callbacks: many short links must not wait for the collector.
