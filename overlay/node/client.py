@@ -79,6 +79,8 @@ CIRCUIT_LIFETIME_S = 7 * 3600
 LEASE_TIMEOUT_S = 30.0
 OFFLINE_TIMEOUT_S = 8.0
 """While no guard can be reached: a program had better be told than wait for a cable to be plugged in."""
+ASK_AGAIN_S = 1.0
+"""How often a program that waits for a circuit looks at why there is none."""
 SAMPLE_S = 0.25
 """How often circuits in use are looked at for signs of life: well under the half second of silence that
 brings an echo.
@@ -331,9 +333,10 @@ class ClientNode:
             if outcome.trouble is Trouble.OFFLINE:
                 deadline = min(deadline, begun + OFFLINE_TIMEOUT_S)
             changed = self._changed
-            with trio.move_on_at(deadline) as scope:
+            # Asked again now and then: that no guard can be reached is noticed while others wait, too.
+            with trio.move_on_at(min(deadline, trio.current_time() + ASK_AGAIN_S)):
                 await changed.wait()
-            if scope.cancelled_caught:
+            if trio.current_time() >= deadline:
                 raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
             refused = self._refused.get(need)
             if refused is not None:
