@@ -15,6 +15,7 @@ from overlay.config.check import check_client, check_relay
 from overlay.config.io.load import load_config
 from overlay.demo.box import LabError, Process, wait_until
 from overlay.demo.lab import CLIENT, INTERNET_RANGES, Host, Lab, python_environment, sys_executable
+from overlay.demo.money import Money
 from overlay.demo.names import DNS_V4
 from overlay.demo.toml import Settings, Value, merge, render
 from overlay.describe import describe_node
@@ -32,6 +33,8 @@ NETWORK = "lab"
 # What the console script does, but surely with the source tree that we are part of.
 _HOPFARE = "from overlay.cli.main import main; main()"
 _LIST_LIFETIME_S = 30 * 86400
+_PRICES = ("0.04 per GB", "0.05 per GB", "0.06 per GB")
+_EXIT_PRICE = "0.1 per GB"
 _COUNTRIES = ("SE", "NL", "DE", "FR", "CH", "FI", "PT", "CA", "JP", "BR")
 # Where names of the small internet's kind end: nothing in a lab is to reach real machines through an exit.
 _POLICY = "accept *:*\n"
@@ -178,16 +181,18 @@ class Fleet:
         exits: int = 2,
         quic: str | Mapping[str, str] = "qh3",
         overrides: Mapping[str, Settings] | None = None,
+        money: Money | None = None,
     ) -> None:
         """Set up the lab's relays; the last `exits` of them are exits.
 
         `quic` is the back end of all nodes, or of each by name; `overrides` are settings by node name, those
-        under "" for all relays.
+        under "" for all relays. With `money` each node has an account with coins, and relays ask a price.
         """
         if not 0 <= exits <= len(lab.relays):
             raise LabError(f"{exits} exits among {len(lab.relays)} relays")
         self.lab = lab
         self.clients: list[Node] = []
+        self.money = money
         self._quic = quic
         self._signer = Identity.generate()
         self._seed_list = lab.path / "seeds"
@@ -198,7 +203,13 @@ class Fleet:
             settings = merge(
                 self._relay_settings(index, host, role), given.get("", {}), given.get(host.name, {})
             )
-            self.relays.append(Node(lab, host.name, host.name, role, settings))
+            node = Node(lab, host.name, host.name, role, settings)
+            if money is not None:
+                # Before its descriptor, which names the account.
+                self._give_account(node)
+            self.relays.append(node)
+        if money is not None:
+            money.fund([node.name for node in self.relays])
         self.publish()
 
     @property
@@ -262,6 +273,11 @@ class Fleet:
             node.stop()
             node.settings = merge({"node": {"state_dir": str(node.state_dir)}}, settings)
             node.configure({})
+        if self.money is not None:
+            is_new = node.name not in self.money.addresses
+            self._give_account(node)
+            if is_new:
+                self.money.fund([node.name])
         problems = check_client(load_config(node.config_path, environ={}))
         if problems:
             raise LabError(f"the configuration of {name}: {'; '.join(problems)}")
@@ -278,6 +294,13 @@ class Fleet:
             node.process.send_signal(15)
         for node in running:
             node.stop()
+
+    def _give_account(self, node: Node) -> None:
+        """Make a node's key and tell its configuration; what it says of [payments] already goes first."""
+        assert self.money is not None
+        account = self.money.settings() | self.money.make_account(node.name, node.state_dir)
+        node.settings = merge({"payments": account}, node.settings)
+        node.configure({})
 
     def _backend(self, name: str) -> str:
         return self._quic if isinstance(self._quic, str) else self._quic.get(name, "qh3")
@@ -299,6 +322,9 @@ class Fleet:
                 "country": _COUNTRIES[index % len(_COUNTRIES)],
             },
         }
+        if self.money is not None:
+            price = _EXIT_PRICE if role == "exit" else _PRICES[index % len(_PRICES)]
+            settings["relay"]["price"] = price
         if role == "exit":
             settings["exit"] = {
                 "policy": _POLICY,

@@ -18,6 +18,7 @@ from overlay.demo.box import Completed, LabError, Process, wait_until
 from overlay.demo.fleet import Fleet, Node
 from overlay.demo.lab import CLIENT, INTERNET, Lab
 from overlay.demo.links import Links
+from overlay.demo.money import Money
 from overlay.demo.toml import Settings
 
 INTERNET_TIMEOUT_S = 30.0
@@ -38,10 +39,14 @@ class World:
         parent: Path | None = None,
         keep_folder: bool = False,
         internet: bool = True,
+        money: bool = False,
     ) -> None:
-        """Plan it; see `Lab` and `Fleet` for the arguments. Without `internet` no servers are started."""
+        """Plan it; see `Lab` and `Fleet` for the arguments. Without `internet` no servers are started, with
+        `money` a development chain is.
+        """
         self.lab = Lab(relays, rootless=rootless, parent=parent, keep_folder=keep_folder)
         self.links = Links(self.lab)
+        self.money = Money(self.lab) if money else None
         self.internet: Process | None = None
         self._fleet: Fleet | None = None
         self._exits = exits
@@ -77,9 +82,19 @@ class World:
         """
         try:
             self.lab.open()
+            if self.money is not None:
+                self.money.start()
             if self._with_internet:
                 self.start_internet()
-            self._fleet = Fleet(self.lab, exits=self._exits, quic=self._quic, overrides=self._overrides)
+            if self.money is not None:
+                self.money.wait_ready()
+            self._fleet = Fleet(
+                self.lab,
+                exits=self._exits,
+                quic=self._quic,
+                overrides=self._overrides,
+                money=self.money,
+            )
             if start:
                 self._fleet.start()
             if self._with_internet:

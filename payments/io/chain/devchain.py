@@ -1,7 +1,7 @@
 """A development chain of our own: anvil when it can be had, else the pyrevm-backed server in this package.
 
 Owns the child process and its port. Its accounts' keys are public knowledge; it listens on the loopback
-address only and must never hold real money.
+address, or on one of a lab's own network, and must never hold real money.
 """
 
 from __future__ import annotations
@@ -51,29 +51,31 @@ def find_anvil() -> str | None:
 
 @asynccontextmanager
 async def open_devchain(
-    *, kind: str = "any", port: int = 0, block_time_s: int | None = 1
+    *, kind: str = "any", port: int = 0, block_time_s: int | None = 1, host: str = "127.0.0.1"
 ) -> AsyncIterator[DevChain]:
     """Run a development chain while the context is open; it ends with it, also after an error.
 
     `kind` is "anvil", "pyrevm" or "any". `block_time_s` None makes a block for each transaction (anvil then
-    stalls after a burst of thousands). Raises ChainError if it cannot be had or does not start.
+    stalls after a burst of thousands). `host` is the IPv4 address to listen
+    on. Raises ChainError if it cannot be had or does not start.
     """
     anvil = find_anvil() if kind in ("any", "anvil") else None
     if kind == "anvil" and anvil is None:
         raise ChainError("anvil is not installed; the built-in chain (pyrevm) can be used instead.")
     if port == 0:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
     if anvil is not None:
         # Pruned history would stop reads at confirmed blocks; 64 states are enough for those.
-        command = [anvil, "--port", str(port), "--chain-id", str(CHAIN_ID), "--quiet", "--accounts", "1"]
+        command = [anvil, "--host", host, "--port", str(port), "--chain-id", str(CHAIN_ID)]
+        command += ["--quiet", "--accounts", "1"]
         command += ["--prune-history", "64"]
         if block_time_s is not None:
             command += ["--block-time", str(block_time_s)]
     else:
-        command = [sys.executable, "-m", "payments.io.chain.devserver", str(port), str(CHAIN_ID)]
-    url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "payments.io.chain.devserver", str(port), str(CHAIN_ID), host]
+    url = f"http://{host}:{port}"
     try:
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -82,7 +84,7 @@ async def open_devchain(
         raise ChainError(f"The development chain does not start: {error}.") from None
     try:
         with trio.move_on_after(_START_TIMEOUT_S) as scope:
-            while process.poll() is None and not await _answers(port):
+            while process.poll() is None and not await _answers(host, port):
                 await trio.sleep(0.02)
         if process.poll() is not None or scope.cancelled_caught:
             raise ChainError(f"The development chain does not start: {await _last_words(process)}")
@@ -101,9 +103,9 @@ async def advance_time(rpc: Rpc, seconds: int) -> None:
     await rpc.call("evm_mine", decode=lambda value: value)
 
 
-async def _answers(port: int) -> bool:
+async def _answers(host: str, port: int) -> bool:
     try:
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        stream = await trio.open_tcp_stream(host, port)
     except OSError:
         return False
     await stream.aclose()
@@ -118,5 +120,6 @@ async def _last_words(process: trio.Process) -> str:
     return "no answer in time"
 
 
+BANK_WEI = 10_000 * 10**18
 BANK_SECRET = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
 """The first of anvil's published test keys; the pyrevm-backed server gives the same account its coins."""

@@ -1,11 +1,11 @@
-"""A development chain in this process: pyrevm behind a small JSON-RPC server on the loopback address.
+"""A development chain in this process: pyrevm behind a small JSON-RPC server.
 
 It stands in for anvil where that cannot be had. What it is not: a real node. It keeps the newest state only
 (a read at an older block answers with the newest), has no reorganisations, and its gas is a little low
 because pyrevm keeps storage warm between calls; measure gas on anvil. Every transaction gets a block of its
 own, and an empty block is made for each second without one.
 
-Run as `python -m payments.io.chain.devserver PORT CHAIN_ID`.
+Run as `python -m payments.io.chain.devserver PORT CHAIN_ID [ADDRESS]`, by default on the loopback address.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import pyrevm
 from hexbytes import HexBytes
 
 from payments.hashing import keccak256
-from payments.io.chain.devchain import BANK_SECRET
+from payments.io.chain.devchain import BANK_SECRET, BANK_WEI
 from payments.io.ethereum import eth_account, transaction_fields
 from payments.keys import PurseKey, checksum_address
 
 BASE_FEE_WEI = 10**9
 BLOCK_GAS = 30_000_000
-BANK_WEI = 10_000 * 10**18
 _MAX_BODY_BYTES = 2_000_000
 _TIP_WEI = 10**9
 _KEPT_BLOCKS = 100_000
@@ -274,8 +273,9 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serve until killed."""
     port, chain_id = int(sys.argv[1]), int(sys.argv[2])
+    host = sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1"
     _Handler.node = DevNode(chain_id)
-    ThreadingHTTPServer(("127.0.0.1", port), _Handler).serve_forever()
+    ThreadingHTTPServer((host, port), _Handler).serve_forever()
 
 
 if __name__ == "__main__":
