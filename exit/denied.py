@@ -110,6 +110,14 @@ class DenyList:
             return True
         return any(self._has(4, inner) for inner in embedded_v4(value))
 
+    def every(self) -> list[tuple[int, int, int]]:
+        """Return all that is denied as (IP version, first, last), sorted by version, exact addresses too."""
+        return [
+            (version, first, last)
+            for version in (4, 6)
+            for first, last in zip(self._bounds[version], self._ends[version], strict=True)
+        ]
+
     def in_ranges(self, version: int, value: int) -> bool:
         """Tell whether the address, as an integer, is in a denied range; exact addresses do not count."""
         return any(first <= value <= last for first, last in self.ranges[version])

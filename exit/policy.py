@@ -172,6 +172,10 @@ MAX_SUMMARY_CHARS = 1000
 _PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 
 
+CompiledRule = tuple[bool, int, int, int, int]
+CompiledTable = tuple[bool, list[bytes], list[tuple[int, int, int]], list[CompiledRule], list[CompiledRule]]
+
+
 class PolicyTable:
     """Verdicts for the data path: rules and deny list behind a cache of bounded size."""
 
@@ -225,6 +229,13 @@ class PolicyTable:
         self._deny = deny
         self._fresh = {}
         self._stale = {}
+
+    def compiled(self) -> CompiledTable:
+        """Return what a verdict is made of, for an engine that judges by itself: whether IPv6 leaves, the
+        packed DNS addresses, denied ranges as (IP version, first, last), sorted, and the rules of both
+        versions as (accept, network, mask, first port, last port).
+        """
+        return self._has_ipv6, list(self._local), self._deny.every(), self._rules4, self._rules6
 
     def _judge(self, version: int, protocol: int, destination: bytes, port: int) -> Verdict:
         if protocol not in (TCP, UDP, ICMP if version == 4 else ICMPV6):

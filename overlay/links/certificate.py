@@ -29,6 +29,15 @@ def make_certificate(seed: bytes) -> tuple[bytes, bytes]:
 
     Raises ValueError for a seed of another length. The second value is secret.
     """
+    return _make(seed, serialization.Encoding.PEM)
+
+
+def make_certificate_der(seed: bytes) -> tuple[bytes, bytes]:
+    """Make the same as DER, the key as PKCS #8."""
+    return _make(seed, serialization.Encoding.DER)
+
+
+def _make(seed: bytes, encoding: serialization.Encoding) -> tuple[bytes, bytes]:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     certificate = (
         x509.CertificateBuilder()
@@ -41,10 +50,8 @@ def make_certificate(seed: bytes) -> tuple[bytes, bytes]:
         .sign(key, None)
     )
     return (
-        certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        certificate.public_bytes(encoding),
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 
