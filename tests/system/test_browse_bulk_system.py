@@ -1,6 +1,7 @@
-"""A gigabyte down and a gigabyte up with checksums, slow readers, half-closed and many connections."""
+"""Much data down and up with checksums, slow readers, half-closed and many connections."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from overlay.demo.web import checksum
 pytestmark = pytest.mark.system
 
 FEW_PACKETS = 60  # a small page, its name, echoes
-BIG_BYTES = 1_000_000_000
+# Far more than may stay in any memory; the gigabyte of the acceptance run is asked for by the variable.
+BIG_BYTES = int(os.environ.get("HOPFARE_TEST_BYTES", "300_000_000"))
 PROXY = "socks5h://127.0.0.1:1080"
 SOURCE = """
 import sys
@@ -37,14 +39,14 @@ def node_sizes(lab: SystemLab) -> dict[str, int]:
     return {node.name: resident_bytes(node.process.pid) for node in nodes if node.process is not None}
 
 
-def test_a_gigabyte_down_and_up_arrives_whole_in_bounded_memory(lab: SystemLab) -> None:
+def test_much_data_down_and_up_arrives_whole_in_bounded_memory(lab: SystemLab) -> None:
     lab.client()
     before = node_sizes(lab)
     url = f"http://www.demo.test/big/{BIG_BYTES}"
-    script = 'curl -sS -f -m 400 -x "$0" -w "%{stderr}%{speed_download}" "$1" | sha256sum'
+    script = 'curl -sS -f -m 1000 -x "$0" -w "%{stderr}%{speed_download}" "$1" | sha256sum'
 
     def down() -> None:
-        done = lab.run_in(CLIENT, ["sh", "-c", script, PROXY, url], timeout_s=410).check()
+        done = lab.run_in(CLIENT, ["sh", "-c", script, PROXY, url], timeout_s=1010).check()
         assert done.text.split()[0] == checksum(BIG_BYTES)
         print(f"down {float(done.stderr) / 1e6:.1f} MB/s")
 
@@ -52,10 +54,10 @@ def test_a_gigabyte_down_and_up_arrives_whole_in_bounded_memory(lab: SystemLab) 
     # An echo may be lost when this machine has no time for its sockets; a pool calls this much lossy.
     assert row["loss"] <= 0.3
 
-    script = '"$2" -c "$3" "$4" | curl -sS -f -m 400 -x "$0" -w "\\n%{speed_upload}" -T - "$1"'
+    script = '"$2" -c "$3" "$4" | curl -sS -f -m 1000 -x "$0" -w "\\n%{speed_upload}" -T - "$1"'
     page = "http://www.demo.test/upload"
     command = ["sh", "-c", script, PROXY, page, sys.executable, SOURCE, str(BIG_BYTES)]
-    done = lab.run_in(CLIENT, command, env=python_environment(), timeout_s=410).check()
+    done = lab.run_in(CLIENT, command, env=python_environment(), timeout_s=1010).check()
     answer, speed = done.text.splitlines()
     assert json.loads(answer) == {"bytes": BIG_BYTES, "sha256": checksum(BIG_BYTES)}
     print(f"up {float(speed) / 1e6:.1f} MB/s")

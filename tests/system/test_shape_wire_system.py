@@ -11,7 +11,7 @@ from overlay.demo.web import ByteStream
 
 pytestmark = pytest.mark.system
 
-SIZE = 1_500_000
+SIZE = 400_000
 RUN_BYTES = 16
 MAX_UDP_PAYLOAD_BYTES = 1452
 MARK = "nobody-on-the-way-reads-this"

@@ -173,17 +173,24 @@ async def test_another_link_version_is_named(backend):
         assert error.value.code == CloseCode.VERSION
 
 
-@pairs
-async def test_a_path_too_small_is_named(backends):
-    async with (
-        two(backends, limits=QUICK) as (dialler, acceptor, ours, _),
-        udp_relay(acceptor.addresses[0]) as relay,
-    ):
-        relay.passes = lambda data: len(data) <= 1400
-        with trio.fail_after(60), pytest.raises(DialError, match="path MTU too small") as error:
-            await dialler.dial(relay.address, ACCEPTOR.node_id)
-        assert error.value.code == CloseCode.PATH_TOO_SMALL
-        assert ours.ups == []
+async def test_a_path_too_small_is_named():
+    async def dial(backends):
+        async with (
+            two(backends, limits=QUICK) as (dialler, acceptor, ours, _),
+            udp_relay(acceptor.addresses[0]) as relay,
+        ):
+            relay.passes = lambda data: len(data) <= 1400
+            with trio.fail_after(60), pytest.raises(DialError, match="path MTU too small") as error:
+                await dialler.dial(relay.address, ACCEPTOR.node_id)
+            assert error.value.code == CloseCode.PATH_TOO_SMALL
+            assert ours.ups == []
+            named.append(backends)
+
+    named = []
+    async with trio.open_nursery() as nursery:  # all at once: each takes as long as a handshake may
+        for pair in PAIRS:
+            nursery.start_soon(dial, pair)
+    assert len(named) == len(PAIRS)
 
 
 @backs

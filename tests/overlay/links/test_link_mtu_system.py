@@ -1,9 +1,11 @@
 """Links over real paths that are too small: namespaces of the test's own, a router between two of them."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -16,7 +18,10 @@ ACCEPT = textwrap.dedent(
     from overlay.links.io.endpoint import open_endpoint
 
     async def main():
-        async with open_endpoint(("0.0.0.0", 4400), ACCEPTOR, Recorder(), backend=sys.argv[1]):
+        async with (
+            open_endpoint(("0.0.0.0", 4400), ACCEPTOR, Recorder(), backend="qh3"),
+            open_endpoint(("0.0.0.0", 4401), ACCEPTOR, Recorder(), backend="aioquic"),
+        ):
             print("ready", flush=True)
             await trio.sleep_forever()
 
@@ -25,23 +30,30 @@ ACCEPT = textwrap.dedent(
 )
 DIAL = textwrap.dedent(
     """
-    import sys, trio
+    import json, trio
     from links_net import ACCEPTOR, DIALLER, Recorder
     from overlay.links.io.endpoint import DialError, open_endpoint
     from overlay.links.limits import LinkLimits
 
-    async def main():
+    async def dial(backend, port):
         limits = LinkLimits(handshake_timeout_s=4)
         here = ("0.0.0.0", 0)
-        async with open_endpoint(here, DIALLER, Recorder(), backend=sys.argv[1], limits=limits) as endpoint:
+        async with open_endpoint(here, DIALLER, Recorder(), backend=backend, limits=limits) as endpoint:
             try:
-                with trio.fail_after(20):
-                    await endpoint.dial((sys.argv[2], 4400), ACCEPTOR.node_id)
-                print("up", flush=True)
+                with trio.fail_after(60):
+                    await endpoint.dial(("10.77.2.2", port), ACCEPTOR.node_id)
+                came[backend] = [0, "up"]
             except DialError as error:
-                print(int(error.code), error, flush=True)
+                came[backend] = [int(error.code), str(error)]
 
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial, "qh3", 4400)
+            nursery.start_soon(dial, "aioquic", 4401)
+
+    came = {}
     trio.run(main)
+    print(json.dumps(came))
     """
 )
 
@@ -50,11 +62,10 @@ def run(*words):
     subprocess.run(words, check=True, capture_output=True)
 
 
-@pytest.fixture
-def path(request):
+@contextmanager
+def path(number, near_mtu, far_mtu):
     """Three namespaces in a row, with the MTU of the near and of the far link."""
-    near_mtu, far_mtu = request.param
-    names = [f"hoplink{os.getpid()}{letter}" for letter in "abc"]
+    names = [f"hoplink{os.getpid()}{letter}{number}" for letter in "abc"]
     try:
         for name in names:
             run("ip", "netns", "add", name)
@@ -87,38 +98,43 @@ def path(request):
             subprocess.run(("ip", "netns", "del", name), check=False, capture_output=True)
 
 
-def python(namespace, source, *arguments):
+@contextmanager
+def python(namespace, source):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    words = ("ip", "netns", "exec", namespace, sys.executable, "-c", source, *arguments)
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def dial(names, backend):
-    acceptor = python(names[2], ACCEPT, backend)
-    try:
-        assert acceptor.stdout.readline() == "ready\n"
-        dialler = python(names[0], DIAL, backend, "10.77.2.2")
+    words = ("ip", "netns", "exec", namespace, sys.executable, "-c", source)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            return dialler.communicate(timeout=30)[0].strip()
+            yield process
         finally:
-            dialler.kill()
-    finally:
-        acceptor.kill()
-        acceptor.wait()
+            process.kill()
 
 
-@pytest.mark.parametrize("backend", ["qh3", "aioquic"])
-@pytest.mark.parametrize("path", [(1500, 1500), (1500, 1480)], indirect=True, ids=["1500", "1480"])
-def test_a_path_of_1480_is_enough(path, backend):
-    assert dial(path, backend) == "up"
+def dial(*mtus):
+    """What dials come to over paths of these MTUs, by path and back end; all at once, for some take long."""
+    with ExitStack() as stack:
+        paths = [stack.enter_context(path(number, *pair)) for number, pair in enumerate(mtus)]
+        acceptors = [stack.enter_context(python(names[2], ACCEPT)) for names in paths]
+        for acceptor in acceptors:
+            assert acceptor.stdout.readline() == "ready\n"
+        diallers = [stack.enter_context(python(names[0], DIAL)) for names in paths]
+        came = [json.loads(dialler.communicate(timeout=120)[0]) for dialler in diallers]
+    return {
+        (*pair, backend): result
+        for pair, results in zip(mtus, came, strict=True)
+        for backend, result in results.items()
+    }
 
 
-@pytest.mark.parametrize("backend", ["qh3", "aioquic"])
-@pytest.mark.parametrize(
-    "path", [(1500, 1300), (1500, 1420), (1300, 1500), (1420, 1420)], indirect=True, ids=str
-)
-def test_a_smaller_path_is_refused_with_a_sentence(path, backend):
-    code, sentence = dial(path, backend).split(" ", 1)
-    assert code == "6"
-    assert "path MTU too small" in sentence
-    assert "10.77.2.2 port 4400" in sentence
+def test_a_path_of_1480_is_enough():
+    came = dial((1500, 1500), (1500, 1480))
+    assert len(came) == 4
+    assert all(result == [0, "up"] for result in came.values()), came
+
+
+def test_a_smaller_path_is_refused_with_a_sentence():
+    came = dial((1500, 1300), (1500, 1420), (1300, 1500), (1420, 1420))
+    assert len(came) == 8
+    for which, (code, sentence) in came.items():
+        assert code == 6, (which, sentence)
+        assert "path MTU too small" in sentence
+        assert f"10.77.2.2 port {4400 if which[2] == 'qh3' else 4401}" in sentence
