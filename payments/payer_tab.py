@@ -43,7 +43,7 @@ from payments.tab import (
 )
 from payments.validator import PurseView
 
-_FIRST_RETRY_S = 5.0
+_FIRST_RETRY_S = 1.0
 """Wait before a book that was refused for its deposit is shown again; doubles each time."""
 
 

@@ -66,17 +66,18 @@ class CustomerMoney:
             return None
         if self.stopped:
             return self.stopped
+        sentence = None
         with trio.move_on_after(READY_TIMEOUT_S):
             while link.end is None:
                 sentence = self._money.explain_unpayable(link, price_wei, trio.current_time())
-                if sentence is not None:
+                if sentence is not None and not self._money.is_filling(link):
                     return f"the guard cannot be paid: {sentence}"
                 if self._money.is_payable(link):
                     return None
                 changed = self._changed
                 with trio.move_on_after(0.05):
                     await changed.wait()
-        return "the guard cannot be paid yet: it has not shown its terms, or not taken our purse"
+        return f"the guard cannot be paid yet: {sentence or 'it has not taken our purse'}"
 
     async def run(self) -> None:
         """Keep the budget until cancelled."""

@@ -69,7 +69,7 @@ IDLE_S = 0.25
 LOAD_TIMEOUT_S = 9.0
 """For ledger and chain to tell of a purse; a payer waits ten seconds for service."""
 MAX_LOADS = 8
-LOOK_AGAIN_S = 2.0
+LOOK_AGAIN_S = 0.5
 VIEW_KEPT_S = 3600.0
 """A purse seen so lately is served although no endpoint of the chain answers."""
 MAX_VIEWS = 65_536
@@ -287,6 +287,11 @@ class Money:
     def allow(self, left_wei: int | None) -> None:
         """Give no more than `left_wei` from now on (None: no limit)."""
         self._do_now(self.desk.allow(left_wei, trio.current_time()))
+
+    def is_filling(self, link: Link) -> bool:
+        """Whether the purse for a link is being filled, so that waiting makes sense."""
+        tabs = self.desk.links.get(link)
+        return tabs is not None and tabs.paying is not None and tabs.paying.is_filling
 
     def is_payable(self, link: Link) -> bool:
         """Whether tickets can be given on a link at once."""

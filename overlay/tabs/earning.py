@@ -24,6 +24,10 @@ WINDOW_PACKETS = 4096
 crash can cost. At 250 Mbit/s it is a fifth of a second, which a disk's write does not take."""
 LARGEST_TRAIN_PACKETS = 48
 """A neighbour whose credit covers the largest train of its dearest circuit is not kept waiting by money."""
+FIRST_LOOK_S = 1.0
+LONGEST_LOOK_S = 60.0
+"""Between looks at the chain for a purse that is attached and holds too little: its opening is on the way, or
+never comes."""
 _REFUSED_FOR_DEPOSIT = bytes((formats.KIND_REFUSED, Refusal.DEPOSIT))
 
 
@@ -65,6 +69,9 @@ class Earning:
         self.is_waiting = False
         """Whether packets wait for money."""
         self._unattached_until: float | None = None
+        self._view = PurseView()
+        self._look_at: float | None = None
+        self._look_s = FIRST_LOOK_S
 
     def start(self, now: float) -> list[TabOutput]:
         """The link is up: show our terms."""
@@ -77,6 +84,9 @@ class Earning:
     def on_loaded(self, state: PurseState, view: PurseView, reading: Reading, now: float) -> list[TabOutput]:
         """Ledger and chain answered a `Load`."""
         self._unattached_until = None
+        self._view = view
+        if view.deposited_wei <= state.worth_wei:
+            self._look_at = now + self._look_s
         return self._check(self.tab.on_loaded(state, view, now), reading, now)
 
     def on_busy(self) -> list[TabOutput]:
@@ -89,6 +99,10 @@ class Earning:
 
     def on_purse(self, view: PurseView) -> None:
         """The chain's view of the attached purse changed."""
+        if view.deposited_wei > self._view.deposited_wei:
+            self._look_at = None
+            self._look_s = FIRST_LOOK_S
+        self._view = view
         self.tab.on_purse(view)
 
     def add_circuit(self, packet_wei: int) -> None:
@@ -114,7 +128,8 @@ class Earning:
 
     def next_timeout(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
-        times = [t for t in (self.tab.next_timeout(), self._unattached_until) if t is not None]
+        known = (self.tab.next_timeout(), self._unattached_until, self._look_at)
+        times = [t for t in known if t is not None]
         return min(times, default=None)
 
     def handle_timeout(self, reading: Reading, now: float) -> list[TabOutput]:
@@ -128,6 +143,10 @@ class Earning:
                     CloseReason.UNPAID, f"no purse was shown within {self._terms.ask_timeout_s:g} s of need"
                 )
             )
+        if self._look_at is not None and now >= self._look_at and self.tab.payer is not None:
+            self._look_s = min(2 * self._look_s, LONGEST_LOOK_S)
+            self._look_at = now + self._look_s
+            outputs.append(Look(self.tab.payer))
         return outputs
 
     def close(self) -> list[TabOutput]:
@@ -155,4 +174,6 @@ class Earning:
             isinstance(o, Send) and o.message.startswith(_REFUSED_FOR_DEPOSIT) for o in found
         ):
             found.append(Look(payer))
+            if self._look_at is None:
+                self._look_at = now + self._look_s
         return found

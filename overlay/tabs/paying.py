@@ -98,6 +98,11 @@ class Paying:
         return self.trouble or "the purse for it is being filled, which takes a few blocks of the chain"
 
     @property
+    def is_filling(self) -> bool:
+        """Whether the purse is being filled, and nothing else is in the way."""
+        return not self.trouble and self._asked_deposit_wei > self.view.deposited_wei
+
+    @property
     def is_payable(self) -> bool:
         """Whether tickets can be given at once."""
         return self.is_open and self.left_wei > 0
@@ -258,7 +263,10 @@ class Paying:
         found: list[TabOutput] = []
         for output in outputs:
             if isinstance(output, TopUp):
-                found += self._fund(max(output.deposit_wei, self.worth_wei + self._terms.deposit_wei), now)
+                # A payee that merely sees the deposit later than we do needs no larger one.
+                if output.deposit_wei > self.view.deposited_wei:
+                    wanted = max(output.deposit_wei, self.worth_wei + self._terms.deposit_wei)
+                    found += self._fund(wanted, now)
             else:
                 found.append(output)
                 if isinstance(output, CutOff):
