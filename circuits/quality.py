@@ -28,7 +28,8 @@ PRIOR_GOOD, PRIOR_BAD = 3.0, 1.0
 """What a relay that nobody knows is taken for: three builds that worked and one that did not."""
 GAP_S = 3600.0
 """Time that two sights of a relay vouch for at most."""
-MIN_FACTOR_RTT = 0.5
+RTT_SLACK_S = 0.05  # slower than usual by so much is nobody's concern
+RTT_FACTOR = 0.5  # and however slow it is, it counts for half
 _RTT_WEIGHT = 1 / 8
 _LOSS_WEIGHT = 1 / 8
 _LIE_FACTOR = 0.5
@@ -194,7 +195,7 @@ class QualityBook:
             score *= 1 - (1 - uptime) * min(1.0, watched_s * fade / 86_400.0)
         usual = self._usual_round_trip()
         if record.rtt_s and usual:
-            score *= min(1.0, max(MIN_FACTOR_RTT, usual / record.rtt_s))
+            score *= min(1.0, max(RTT_FACTOR, (usual + RTT_SLACK_S) / record.rtt_s))
         score *= _DISPUTE_FACTOR ** (record.disputes * fade) * _LIE_FACTOR ** (record.lies * fade)
         return Figures(
             score,

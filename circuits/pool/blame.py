@@ -25,7 +25,7 @@ RESTS_A_DAY = 4
 HOLD_FIRST_S = 3600.0  # after a guard was found innocent: none is passed over for so long, then twice ...
 DAY_S = 86_400.0  # ... and at most so long
 MAX_GUARDS_WATCHED = 64
-UPLINK_SPAN_S = 60.0  # a guard's failure counts in the book if another guard worked within so long
+UPLINK_SPAN_S = 20.0  # a guard's failure counts in the book if another one worked so shortly before
 
 
 class GuardVerdict(Enum):
@@ -78,7 +78,7 @@ class _Rests:
 class Blame:
     """The book of failures. `unix_offset_s`: time of day minus the steady clock."""
 
-    __slots__ = ("_backoff", "_broken", "_doubtful", "_quality", "_rests", "_strikes", "unix_offset_s")
+    __slots__ = ("_backoff", "_broken", "_quality", "_rests", "_strikes", "_worked", "unix_offset_s")
 
     def __init__(
         self, backoff: BackOff, quality: QualityBook | None = None, unix_offset_s: float = 0.0
@@ -89,14 +89,13 @@ class Blame:
         self._strikes: dict[bytes, int] = {}
         self._broken: dict[bytes, deque[tuple[float, tuple[bytes, ...]]]] = {}
         self._rests = _Rests()
-        self._doubtful: dict[bytes, float] = {}
+        self._worked: dict[bytes, float] = {}
         self.unix_offset_s = unix_offset_s
 
     def note_built(self, path: Path, now: float) -> None:
         """A build succeeded: everyone on the path works."""
         self._quality.note_works(path.node_ids, now + self.unix_offset_s)
-        self._settle_doubts(path.node_ids[0], now)
-        self._note_works(path)
+        self._note_works(path, now)
 
     def note_echo(self, path: Path, now: float, rtt_s: float | None) -> None:
         """An echo came back, after `rtt_s` if it was timed: everyone on the path works."""
@@ -104,7 +103,7 @@ class Blame:
         self._quality.note_alive(path.node_ids, unix_s)
         if rtt_s is not None:
             self._quality.note_round_trip(path.node_ids, rtt_s, unix_s)
-        self._note_works(path)
+        self._note_works(path, now)
 
     def note_rate(self, path: Path, rate_bytes_per_s: float, now: float) -> None:
         """The path carried so much."""
@@ -119,7 +118,7 @@ class Blame:
         if suspects == (0,) and len(path.node_ids) > 1:
             self._backoff.note_failure(path.node_ids[0], now)
             if not clock:
-                self._doubt(path.node_ids[0], now)
+                self._note_unreachable(path.node_ids[0], now)
             return
         names = [path.node_ids[index] for index in suspects if index < len(path.node_ids)]
         if names and not clock:
@@ -174,9 +173,12 @@ class Blame:
         """The link to a guard failed."""
         self._strikes.pop(node_id, None)
         self._backoff.note_failure(node_id, now)
-        self._doubt(node_id, now)
+        self._note_unreachable(node_id, now)
 
-    def _note_works(self, path: Path) -> None:
+    def _note_works(self, path: Path, now: float) -> None:
+        if len(self._worked) >= MAX_GUARDS_WATCHED:
+            self._worked.clear()
+        self._worked[path.node_ids[0]] = now
         for node_id in path.node_ids:
             self._backoff.note_success(node_id)
         self._strikes.pop(path.node_ids[0], None)
@@ -192,16 +194,8 @@ class Blame:
                 self._strikes.clear()
             self._strikes[guard] = strikes
 
-    def _doubt(self, guard: bytes, now: float) -> None:
-        """Remember that a guard failed: its fault only if another one is reached about now."""
-        if len(self._doubtful) >= MAX_GUARDS_WATCHED:
-            self._doubtful.clear()
-        self._doubtful[guard] = now
-
-    def _settle_doubts(self, working: bytes, now: float) -> None:
-        if not self._doubtful:
-            return
-        for guard, at in self._doubtful.items():
-            if guard != working and now - at < UPLINK_SPAN_S:
-                self._quality.note_failed((guard,), now + self.unix_offset_s)
-        self._doubtful.clear()
+    def _note_unreachable(self, guard: bytes, now: float) -> None:
+        """A guard failed: its own fault only if the line was up just now, as another guard's answers show."""
+        others = (at for node_id, at in self._worked.items() if node_id != guard)
+        if any(now - at < UPLINK_SPAN_S for at in others):
+            self._quality.note_failed((guard,), now + self.unix_offset_s)

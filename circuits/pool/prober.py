@@ -76,10 +76,10 @@ class Prober:
     __slots__ = ("_left", "_left_at", "_per_hour", "_rng", "looks")
 
     def __init__(self, per_hour: int, rng: Rng, now: float) -> None:
-        """Begin with one look saved."""
+        """Begin with none saved: a client has other things to do at its start."""
         self._per_hour = per_hour
         self._rng = rng
-        self._left = 1.0
+        self._left = 0.0
         self._left_at = now
         self.looks = 0
 

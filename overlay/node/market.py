@@ -105,7 +105,8 @@ class ClientMarket:
 
     def note_moved(self, circuit: Circuit, now: float) -> None:
         """A circuit's packets grew: reckon its rate about once a second."""
-        self._busy_at = now
+        if circuit.watchers:  # without a connection on it they are echoes of our own
+            self._busy_at = now
         packets = circuit.heard_packets + circuit.sent_packets
         begun, before = self._moved.setdefault(circuit.circuit_id, (now, packets))
         passed_s = now - begun
