@@ -22,9 +22,13 @@ help:
 demo: setup
 	@exec $(VENV)/hopfare demo $(ARGS)
 
-test: lint
-	scripts/contracts-test
+ifeq ($(strip $(PYTEST_ARGS)),)
+test: setup-dev
+	@$(VENV)/python scripts/test
+else
+test: setup-dev
 	$(VENV)/pytest $(PYTEST_ARGS)
+endif
 
 lint: setup-dev
 	$(VENV)/ruff check

@@ -33,7 +33,7 @@ from overlay.demo.lab import Lab
 with Lab(1, parent=Path(sys.argv[1])) as lab:
     print(uplink.join_as_root(lab, None), flush=True)
     for address in ("198.51.100.80", "10.99.0.1", "198.51.100.2"):
-        most = "20" if address == "198.51.100.80" else "2"
+        most = "20" if address == "198.51.100.80" else "1"
         done = lab.run("r1", ["curl", "-sS", "--max-time", most, f"http://{address}/"])
         print(json.dumps([address, done.returncode, done.text]), flush=True)
     if sys.argv[2] == "stay":
