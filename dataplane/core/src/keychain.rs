@@ -85,7 +85,7 @@ pub struct EpochKeys {
     /// The epoch.
     pub epoch: u64,
     aead: Option<Box<Aead>>,
-    stream: Option<Box<Stream>>,
+    stream: Option<Stream>,
     /// The counters of this epoch that were accepted.
     pub window: ReplayWindow,
 }
@@ -108,7 +108,7 @@ impl EpochKeys {
     #[inline]
     pub fn stream(&mut self) -> &Stream {
         let (suite, chain) = (self.suite, &self.chain);
-        self.stream.get_or_insert_with(|| Box::new(Stream::new(suite, &derive_keys(chain).1)))
+        self.stream.get_or_insert_with(|| Stream::new(suite, &derive_keys(chain).1))
     }
 
     /// The keys `steps` epochs on.
@@ -187,12 +187,6 @@ impl SendChain {
             self.keys = self.keys.following(1);
         }
         self.started_ns = None;
-    }
-
-    #[cfg(test)]
-    pub(crate) fn set_counter(&mut self, counter: u64) {
-        self.keys.epoch = counter >> EPOCH_BITS;
-        self.counter = counter;
     }
 }
 

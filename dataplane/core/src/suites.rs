@@ -93,7 +93,7 @@ pub enum Stream {
     /// ChaCha20 is set up anew for each packet, which costs nothing; this is its key.
     ChaCha(Zeroizing<[u8; KEY_BYTES]>),
     /// AES-256-CTR with an expanded key.
-    Aes(EncryptingKey),
+    Aes(Box<EncryptingKey>),
 }
 
 impl Stream {
@@ -103,7 +103,7 @@ impl Stream {
             Suite::ChaCha => Stream::ChaCha(Zeroizing::new(*key)),
             Suite::Aes => {
                 let key = UnboundCipherKey::new(&AES_256, key).expect("32 bytes are a key");
-                Stream::Aes(EncryptingKey::ctr(key).expect("AES has a counter mode"))
+                Stream::Aes(Box::new(EncryptingKey::ctr(key).expect("AES has a counter mode")))
             }
         }
     }

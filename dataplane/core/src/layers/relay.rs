@@ -226,9 +226,4 @@ impl ExitBackward {
         random(&mut header[BACKWARD_COUNTER_BYTES..]);
         true
     }
-
-    #[cfg(test)]
-    pub(crate) fn chain(&mut self) -> &mut SendChain {
-        &mut self.chain
-    }
 }
