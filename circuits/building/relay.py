@@ -146,6 +146,11 @@ class RelayBuild:
         """Return how many builds wait for the next relay or the driver."""
         return len(self._pending)
 
+    @property
+    def keys(self) -> OnionKeys:
+        """The onion keys in use."""
+        return self._keys
+
     def set_keys(self, keys: OnionKeys) -> None:
         """Use these onion keys from now on."""
         self._keys = keys

@@ -55,8 +55,8 @@ class Random(Protocol):
     def uniform(self, low: float, high: float) -> float:
         """Return a number in [low, high]."""
 
-    def randrange(self, stop: int) -> int:
-        """Return a whole number from 0 to below `stop`."""
+    def randint(self, a: int, b: int) -> int:
+        """Return a whole number from `a` to `b`, both included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +275,15 @@ class Gossip:
         self._announce(short_hash(encoded), -1, now)
         return [Changed()]
 
-    def load(self, descriptors: Iterable[bytes], now: float, unix_s: float) -> list[Output]:
-        """Take in descriptors from elsewhere than a peer: a file, a seed list. Nothing is announced."""
-        taken = [self._offer(encoded, now, unix_s).is_taken for encoded in descriptors]
+    def load(
+        self, descriptors: Iterable[bytes], now: float, unix_s: float, *, is_checked: bool = False
+    ) -> list[Output]:
+        """Take in descriptors from elsewhere than a peer: a file, a seed list. Nothing is announced.
+
+        `is_checked`: their signatures have been checked before.
+        """
+        offer = self.store.offer
+        taken = [offer(encoded, now, unix_s, is_checked=is_checked).is_taken for encoded in descriptors]
         return [Changed()] if any(taken) else []
 
     # -- messages --
@@ -358,8 +364,8 @@ class Gossip:
             return []
         # Half of the rounds go to neighbours of our own choice, however many others have dialled us.
         chosen = [key for key in usable if self.peers[key].is_chosen]
-        pool = chosen if chosen and self._rng.randrange(2) else usable
-        return [*self.greet(pool[self._rng.randrange(len(pool))]), *self._begin_waiting(now)]
+        pool = chosen if chosen and self._rng.randint(0, 1) else usable
+        return [*self.greet(pool[self._rng.randint(0, len(pool) - 1)]), *self._begin_waiting(now)]
 
     # -- reconciliation --
 
@@ -397,7 +403,7 @@ class Gossip:
     def _begin_waiting(self, now: float) -> list[Output]:
         """Begin with whoever's Digest said that there is something, one that we chose before the others."""
         candidates = [
-            (not state.is_chosen, self._rng.randrange(1 << 30), peer)
+            (not state.is_chosen, self._rng.randint(0, 1 << 30), peer)
             for peer, state in self.peers.items()
             if state.last_root not in (b"", self.store.root)
         ]

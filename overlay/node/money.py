@@ -24,6 +24,7 @@ from overlay.identity import format_node_id
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Payment, encode_control
 from overlay.node.io.vault import Vault
+from overlay.payee import prove_payee
 from overlay.tabs.desk import Act, Desk
 from overlay.tabs.earning import EarningTerms
 from overlay.tabs.paying import PayingTerms
@@ -187,6 +188,17 @@ class Money:
             earning = EarningTerms(self._domain, payee, node_id, price_wei)
         paying = PayingTerms(self._domain, key, settings.max_window_wei, settings.purse_deposit_wei)
         self.desk: Desk[Link] = Desk(earning, paying, self._read, self._silence_s)
+
+    @property
+    def payee(self) -> bytes:
+        """The account that this node is paid to."""
+        return self._payee
+
+    def prove_payee(self, identity: bytes) -> bytes:
+        """Return the payee's word that `identity` earns for it; empty if the payee is another account than
+        this node's own.
+        """
+        return prove_payee(self._key, identity) if self._payee == self._key.address else b""
 
     # -- what the node tells
 

@@ -19,11 +19,13 @@ import trio
 from circuits.building.messages import Address, ExitAddresses, ExitHere
 from circuits.building.relay import RelayBuild
 from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
+from overlay.directory import Directory
 from overlay.duty import Duty
 from overlay.engine.interface import FlowFault, FlowHandle, Price
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
 from overlay.errors import DecodeError, FileError, LocalControlError
+from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
 from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
 from overlay.links.limits import LinkLimits
@@ -38,6 +40,7 @@ from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.metrics import serve_metrics
 from overlay.node.io.money_start import open_money
 from overlay.node.io.process import settle
+from overlay.node.relay_discovery import RelayDiscovery
 from overlay.node.suites import offered_suites
 from overlay.node.switch import DESTROY_PAYMENT_BASE, CircuitSwitch
 
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from overlay.config.model import Config
-    from overlay.directory import Directory
     from overlay.identity import Identity
     from overlay.links.link import Link
     from overlay.messages import Message
@@ -91,6 +93,7 @@ class RelayNode:
         self.exit_side: ExitSide | None = None
         self.keys_problem = ""
         self.money: Money | None = None
+        self.discovery: RelayDiscovery | None = None
         self.duty = DutyKeeper(config, is_exit=as_exit)
         self.started_s = trio.current_time()
         self._nursery = nursery
@@ -140,6 +143,8 @@ class RelayNode:
         if self.money is not None:
             self.money.link_up(link, trio.current_time())
         self.switch.on_link_up(link, trio.current_time())
+        if self.discovery is not None:
+            self.discovery.discovery.on_link_up(link)
 
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
         """A neighbour is gone."""
@@ -149,15 +154,24 @@ class RelayNode:
         self._bad_messages.pop(link, None)
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
+            others = [other for other in self._all_links if other.peer == link.peer and other.is_up]
+            if others:
+                self._links[link.peer] = others[0]
         self.switch.on_link_closed(link, trio.current_time())
         if self.money is not None:
             self.money.link_closed(link, trio.current_time())
+        if self.discovery is not None:
+            self.discovery.discovery.on_link_closed(link)
         if link.peer is not None and code:
             self._warn("link closed", peer=format_node_id(link.peer), code=code, reason=reason)
 
     def on_control(self, link: Link, message: bytes) -> None:
         """A neighbour's control message. One that cannot be read is counted; too many end the link."""
         now = trio.current_time()
+        if is_gossip(message):
+            if self.discovery is not None:
+                self.discovery.discovery.on_control(link, message)
+            return
         try:
             decoded = decode_control(message)
         except DecodeError:
@@ -314,6 +328,8 @@ class RelayNode:
         if duty is Duty.SHUT:
             self.switch.close(trio.current_time())
         self.switch.closing = duty is not Duty.OPEN
+        if self.discovery is not None:
+            self.discovery.publisher.refresh()
 
     def allocate(self, wanted: ExitHere, now: float) -> ExitAddresses | None:
         """Inner addresses of the exit."""
@@ -369,6 +385,9 @@ class RelayNode:
         if self.money is not None:
             status["money"] = self.money.status()
             status["problems"] += self.money.list_problems()
+        if self.discovery is not None:
+            status["discovery"] = self.discovery.status()
+            status["problems"] += self.discovery.problems()
         return status
 
     def _warn(self, event: str, **values: object) -> None:
@@ -393,10 +412,13 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         stack.enter_context(lock_state(config.state_dir))
         identity = load_identity(config)
         keys = load_onion_keys(config, time.time(), os.urandom)
-        directory, _ = load_directory(config, time.time())
+        directory = Directory() if config.gossips else load_directory(config, time.time())[0]
         build = RelayBuild(identity.node_id, keys, offered_suites(), os.urandom)
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = RelayNode(config, identity, directory, build, as_exit=as_exit, nursery=nursery)
+        if config.gossips:
+            node.discovery = RelayDiscovery(config, node, nursery)
+            directory = node.directory = await node.discovery.load()
         limits = LinkLimits(
             max_links=config.relay.max_links, max_links_per_address=config.relay.max_links_per_address
         )
@@ -422,6 +444,8 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
         nursery.start_soon(_keep_time, node, nursery.cancel_scope)
         nursery.start_soon(_keep_directory, node, config)
+        if node.discovery is not None:
+            node.discovery.start()
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
         settle()
         log.info("ready", role="exit" if as_exit else "relay", name=identity.name, relays=len(directory))
@@ -432,6 +456,8 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         finally:
             node.switch.close(trio.current_time())
             node.duty.store()
+            if node.discovery is not None:
+                node.discovery.discovery.save()
             node.endpoint.flush()
             nursery.cancel_scope.cancel()
 
@@ -487,7 +513,7 @@ async def _keep_directory(node: RelayNode, config: Config) -> None:
         await trio.sleep(60.0)
         refresh_onion_keys(node, config)
         stamp = _stamp(config)
-        if stamp == seen:
+        if stamp == seen or config.gossips:
             continue
         seen = stamp
         try:

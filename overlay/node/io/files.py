@@ -54,7 +54,13 @@ def load_onion_keys(config: Config, unix_s: float, rng: Callable[[int], bytes]) 
 
 
 def load_directory(config: Config, unix_s: float) -> tuple[Directory, SeedList]:
-    """The directory of the configured seed list.
+    """The directory of the configured seed list. Raises as `load_seed_list` does."""
+    seed_list = load_seed_list(config, unix_s)
+    return Directory.from_seed_list(seed_list, unix_s), seed_list
+
+
+def load_seed_list(config: Config, unix_s: float) -> SeedList:
+    """The configured seed list.
 
     Raises ConfigError when none is configured or the list cannot be trusted, FileError when it cannot be
     read.
@@ -78,4 +84,4 @@ def load_directory(config: Config, unix_s: float) -> tuple[Directory, SeedList]:
         raise ConfigError(
             f"{config.seed_list} is {stale.value}: get the current one, and check this machine's clock"
         )
-    return Directory.from_seed_list(seed_list, unix_s), seed_list
+    return seed_list
