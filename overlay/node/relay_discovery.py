@@ -1,4 +1,4 @@
-"""What a relay adds to discovery: its descriptor, from configuration, keys and duty; and who uses its directory."""
+"""What a relay adds to discovery: its own descriptor, and who in the node goes by the directory."""
 
 from __future__ import annotations
 

@@ -272,6 +272,9 @@ async def test_many_links_of_one_peer_leave_the_last_in_use(count: int) -> None:
         node.engine.on_link_closed(links[0], 1, "old one")
         assert node.find_link(peers[1].identity.node_id) is links[-1]
         node.engine.on_link_closed(links[-1], 1, "the one in use")
+        assert node.find_link(peers[1].identity.node_id) in links[1:-1], "another one that is up"
+        for link in links[1:-1]:
+            node.engine.on_link_closed(link, 1, "the others")
         assert node.find_link(peers[1].identity.node_id) is None
 
 

@@ -6,6 +6,7 @@ is renewed at half of it and removed at the end. NAT-PMP is not spoken: no kept 
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,7 +133,6 @@ class PortMapper:
 
 
 def _make_router() -> Router:
-    import miniupnpc  # type: ignore[import-untyped]
-
-    router: Router = miniupnpc.UPnP()
+    # By name: the library is one compiled module without type stubs.
+    router: Router = importlib.import_module("miniupnpc").UPnP()
     return router
