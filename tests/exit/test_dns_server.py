@@ -105,7 +105,7 @@ async def fake_resolver() -> AsyncIterator[Fake]:
 @contextlib.asynccontextmanager
 async def serving(*upstreams: Upstream, has_ipv6: bool = True, **options: object) -> AsyncIterator[DnsServer]:
     rules = Rules(has_ipv6=has_ipv6)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_dns([HOST], rules, DenyList, upstreams, port=0, **options) as server:  # type: ignore[arg-type]
             yield server
 

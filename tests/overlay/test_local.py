@@ -43,12 +43,12 @@ async def state(tmp_path, nursery):
 
 
 async def call(folder, *args, **kwargs):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         return await trio.to_thread.run_sync(lambda: call_local(folder, *args, **kwargs))
 
 
 async def send_raw(folder, data):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         stream = await trio.open_unix_socket(str(folder / SOCKET_NAME))
         async with stream:
             await stream.send_all(data)

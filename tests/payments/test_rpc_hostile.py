@@ -108,7 +108,7 @@ BAD_BODIES = [
 
 @pytest.mark.parametrize("body", BAD_BODIES)
 async def test_babble_is_passed_over_for_the_next_endpoint(body: bytes) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         bad, fine = Node(lambda m, p: body), Node(good)
         async with nodes(bad, fine) as urls, Rpc(urls, 7) as rpc:
             assert await rpc.call("eth_x", decode=decode_quantity) == 42
@@ -119,15 +119,15 @@ async def test_babble_is_passed_over_for_the_next_endpoint(body: bytes) -> None:
 
 @pytest.mark.parametrize("result", [None, 42, "42", "0x", "0xzz", "0x-1", "0x" + "f" * 65, {}, [], True])
 async def test_an_answer_of_another_form_is_passed_over(result: object) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with nodes(Node(lambda m, p: result), Node(good)) as urls, Rpc(urls, 7) as rpc:
             assert await rpc.call("eth_x", decode=decode_quantity) == 42
 
 
 async def test_one_that_hangs_costs_a_deadline_once() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         hanging = Node(good, hang=True)
-        async with nodes(hanging, Node(good)) as urls, Rpc(urls, 7, deadline_s=0.2) as rpc:
+        async with nodes(hanging, Node(good)) as urls, Rpc(urls, 7, deadline_s=2.0) as rpc:
             for _ in range(5):
                 assert await rpc.call("eth_x", decode=decode_quantity) == 42
             assert len(hanging.calls) == 1
@@ -144,21 +144,21 @@ async def test_one_that_hangs_costs_a_deadline_once() -> None:
     ],
 )
 async def test_one_that_drops_or_is_busy_is_passed_over(raw: bytes) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with nodes(Node(good, raw=raw), Node(good)) as urls, Rpc(urls, 7) as rpc:
             assert await rpc.call("eth_x", decode=decode_quantity) == 42
 
 
 async def test_an_endless_answer_is_cut_off() -> None:
     huge = b'"' + b"x" * (MAX_ANSWER_BYTES + 10)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with nodes(Node(lambda m, p: huge), Node(good)) as urls, Rpc(urls, 7) as rpc:
             assert await rpc.call("eth_x", decode=decode_quantity) == 42
             assert "too long" in rpc.endpoints[0].last_error
 
 
 async def test_another_chain_is_never_believed() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         wrong = Node(good, chain_id=1)
         async with nodes(wrong, Node(good)) as urls, Rpc(urls, 7) as rpc:
             assert await rpc.call("eth_x", decode=decode_quantity) == 42
@@ -169,7 +169,7 @@ async def test_another_chain_is_never_believed() -> None:
 
 
 async def test_an_error_of_the_method_is_the_answer() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         refusing = Node(lambda m, p: ValueError("nonce too low"))
         async with nodes(refusing) as urls, Rpc(urls, 7) as rpc:
             with pytest.raises(RpcRefusedError, match="nonce too low"):
@@ -178,7 +178,7 @@ async def test_an_error_of_the_method_is_the_answer() -> None:
 
 
 async def test_no_secret_of_an_address_is_shown() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with Rpc(["http://user:secret@127.0.0.1:9/key/secret?k=secret"], 7, attempts=1) as rpc:
             with pytest.raises(RpcUnavailableError) as caught:
                 await rpc.call("eth_x", decode=decode_quantity)
@@ -238,7 +238,7 @@ def words(*numbers: int) -> bytes:
 
 
 async def test_of_two_answers_the_less_favourable_counts() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         found = await purse_of(lambda p: words(1000, 0, 0), lambda p: words(400, 10, 99))
         assert found == abi.OnChainPurse(400, 10, 99)
 

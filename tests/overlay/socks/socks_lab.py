@@ -143,7 +143,7 @@ class Lab:
 
     async def until_idle(self) -> None:
         """Wait until the proxy holds no connection."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while self.server.status()["connections"]:
                 await trio.sleep(0.005)
 

