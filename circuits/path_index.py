@@ -156,6 +156,10 @@ class PathIndex:
         self._exits = [i for i, c in enumerate(everyone) if c.is_exit]
         self._relays = [i for i, c in enumerate(everyone) if c.is_relay]
         self._suites = [c.suites for c in everyone]
+        self._is_exit = [c.is_exit for c in everyone]
+        self._networks = _number(entry.networks[0] for entry in self._entries)
+        # Who has no operator is one of its own.
+        self._operators = _number(entry.operator or entry.candidate.node_id for entry in self._entries)
         self._has_draining = any(c.is_draining for c in everyone)
         self._all_suites = set(self._suites)
         self._weights = base_weights(everyone)
@@ -163,7 +167,8 @@ class PathIndex:
         self.cheapest_relay = min((self._prices[i] for i in self._relays), default=0)
         self._common_families = frozenset[int]({4, 6}).intersection(*{e.families for e in self._entries})
         self._cache: dict[Hashable, Selection] = {}
-        self._whole: dict[bool, list[float]] = {}  # weights where no rule leaves anybody out
+        # Where no rule leaves anybody out, by whether for exits.
+        self._whole = {True: self._share(self._exits, True), False: self._share(self._relays, False)}
         self._limits: dict[tuple[bool, int, int], int] = {}
 
     def __len__(self) -> int:
@@ -240,19 +245,19 @@ class PathIndex:
                 failure = NoPath(kind, position, sentence.format(who=who) + hint, tuple(steps))
                 return Selection([], [], tuple(steps), failure)
         entries = [self._entries[index] for index in left]
-        weights = self._whole.get(is_exit) if len(left) == of_role else None
-        if weights is None:
-            spare = 1.0 if is_exit else self._spare
-            weights = share_weights(
-                [self._weights[index] for index in left],
-                [entry.networks[0] for entry in entries],
-                [entry.operator for entry in entries],
-                [entry.candidate.is_exit for entry in entries] if spare < 1 else [],
-                spare,
-            )
-            if len(left) == of_role:
-                self._whole[is_exit] = weights
+        weights = self._whole[is_exit] if len(left) == of_role else self._share(left, is_exit)
         return Selection(entries, weights, tuple(steps), None)
+
+    def _share(self, left: Sequence[int], is_exit: bool) -> list[float]:
+        """Return the weights of those left for a position."""
+        spare = 1.0 if is_exit else self._spare
+        return share_weights(
+            [self._weights[index] for index in left],
+            [self._networks[index] for index in left],
+            [self._operators[index] for index in left],
+            [self._is_exit[index] for index in left] if spare < 1 else [],
+            spare,
+        )
 
     def _hint(self, kind: NoPathKind, before: Sequence[int]) -> str:
         if kind is NoPathKind.COUNTRY:
@@ -294,10 +299,15 @@ class PathIndex:
             )
         banned, networks = constraints.banned, constraints.excluded_networks
         if not banned.is_empty() or networks:
+            names = frozenset[str | bytes](banned.nodes | banned.operators)
             add(
                 NoPathKind.BANNED,
                 "is not banned",
-                lambda e: not banned.touches(e.candidate) and not _is_inside(e.candidate, networks),
+                lambda e: (
+                    names.isdisjoint(e.owners)
+                    and e.country not in banned.countries
+                    and not _is_inside(e.candidate, networks)
+                ),
                 "{who} may be used: the configuration bans them",
             )
         only = {
@@ -306,12 +316,12 @@ class PathIndex:
             Position.MIDDLE: constraints.middles,
         }[position]
         if only.countries:
-            names = ", ".join(sorted(only.countries))
+            where = ", ".join(sorted(only.countries))
             add(
                 NoPathKind.COUNTRY,
-                f"is in {names}",
+                f"is in {where}",
                 lambda e: e.country in only.countries,
-                "{who} is in " + names,
+                "{who} is in " + where,
             )
         if only.nodes or only.operators:
             add(
@@ -395,6 +405,12 @@ def _port_rule(entries: Sequence[Entry], port: int) -> _Rule:
         return [i for i in left if entries[i].candidate.ports.allows(port)]
 
     return NoPathKind.PORT, f"allows port {port}", keep, f"{{who}} allows port {port}"
+
+
+def _number(names: Iterable[Hashable]) -> list[int]:
+    """Return a small number for each name, the same for the same one."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def _join_families(by_id: dict[bytes, Entry]) -> None:

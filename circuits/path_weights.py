@@ -6,8 +6,7 @@ functions over columns. Specification: docs/protocol/pool.md, section "Weights".
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from circuits.candidates import Candidate
@@ -20,6 +19,8 @@ OPERATOR_SHARE = 0.1
 (/16, /32) likewise."""
 CAPACITY_CLIP = 10.0
 """Capacity counts up to this many times the usual one: nobody gets everything by being large."""
+CUT_AT_MOST = 1 + int(1 / OPERATOR_SHARE)
+"""Only so many can be over that."""
 MEASURED_HEADROOM = 4
 """A relay is believed to have this many times what one circuit was seen to carry: others use it as well."""
 LEAST_QUALITY = 0.02
@@ -67,17 +68,22 @@ def spare_factor(candidates: Sequence[Candidate], weights: Sequence[float]) -> f
 
 def share_weights(
     weights: Sequence[float],
-    networks: Sequence[bytes],
-    operators: Sequence[str],
+    networks: Sequence[int],
+    operators: Sequence[int],
     exits: Sequence[bool],
     spare: float,
 ) -> list[float]:
     """Mix weights with chance, and cap each network's and each operator's part.
 
-    The columns are of one length; an empty operator is unknown. Where `exits` (may be empty for none) says
-    so, both parts get the factor `spare`. The result adds up to at most 1.
+    The columns are of one length; networks and operators are small numbers, the same for the same one. Where
+    `exits` (may be empty for none) says so, both parts get the factor `spare`. The result adds up to at most
+    1.
     """
-    crowds = Counter(networks)
+    if not weights:
+        return []
+    crowds = [0] * (max(networks) + 1)
+    for network in networks:
+        crowds[network] += 1
     chances = [1 / crowds[network] for network in networks]
     if exits:
         weights = [w * spare if e else w for w, e in zip(weights, exits, strict=True)]
@@ -86,25 +92,23 @@ def share_weights(
     scale = (1 - CHANCE_SHARE) / total if total > 0 else 0.0
     chance = CHANCE_SHARE / sum(chances)
     mixed = [w * scale + c * chance for w, c in zip(weights, chances, strict=True)]
-    if len(crowds) > 1:  # else it is a test network on one machine
+    if len(networks) > crowds[networks[0]]:  # else it is a test network on one machine
         mixed = _cap(mixed, networks)
     return _cap(mixed, operators)
 
 
-def _cap(weights: list[float], names: Sequence[Hashable]) -> list[float]:
-    """Cut those whose part, summed over all weights of one name, is more than anybody may have."""
-    sums: dict[Hashable, float] = {}
-    unnamed = 0
-    for name, weight in zip(names, weights, strict=True):
-        if name:
-            sums[name] = sums.get(name, 0.0) + weight
-        else:
-            unnamed += 1
-    limit = _limit(sorted(sums.values(), reverse=True), sum(weights), len(sums) + unnamed)
-    above = {name: limit / part for name, part in sums.items() if part > limit}
-    if not above:
+def _cap(weights: list[float], owners: Sequence[int]) -> list[float]:
+    """Cut those whose part, summed over all weights of one owner, is more than anybody may have."""
+    sums = [0.0] * (max(owners) + 1)
+    for owner, weight in zip(owners, weights, strict=True):
+        sums[owner] += weight
+    present = len(set(owners))
+    largest = sorted(sums, reverse=True)[:CUT_AT_MOST]
+    limit = _limit(largest, sum(weights), present)
+    if largest[0] <= limit:
         return weights
-    return [weight * above.get(name, 1.0) for name, weight in zip(names, weights, strict=True)]
+    factors = [limit / part if part > limit else 1.0 for part in sums]
+    return [weight * factors[owner] for owner, weight in zip(owners, weights, strict=True)]
 
 
 def _limit(shares: list[float], total: float, names: int) -> float:
