@@ -87,7 +87,7 @@ class Directory:
             return None
         stale = self.explain_staleness(now_s)
         if not self._usable(now_s):
-            return stale or "The directory is empty: the seed list names no node."
+            return stale or "The directory is empty: no relay is known."
         if not self.exits(now_s):
             return "No node in the directory is an exit."
         if country and not self.exits(now_s, country=country):

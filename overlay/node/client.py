@@ -44,6 +44,7 @@ from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Pric
 from overlay.engine.meters import Meter
 from overlay.engine.python import PythonEngine
 from overlay.errors import DecodeError, FileError, OverlayError
+from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
 from overlay.io.files import write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from overlay.config.model import Config
     from overlay.directory import Directory
     from overlay.links.link import Link
+    from overlay.node.client_discovery import ClientDiscovery
     from overlay.node.customer_money import CustomerMoney
     from overlay.node.money import Money
     from overlay.tabs.types import Side
@@ -191,6 +193,7 @@ class ClientNode:
         self._silent: dict[bytes, bool] = {}
         self._build_times_s: list[float] = []
         self._guards_problem = ""
+        self.discovery: ClientDiscovery | None = None
         self.last_failure = ""
         self.ready = trio.Event()
         self.engine = PythonEngine(
@@ -224,10 +227,14 @@ class ClientNode:
         """A guard is there."""
         if self.money is not None:
             self.money.link_up(link, trio.current_time())
+        if self.discovery is not None:
+            self.discovery.discovery.on_link_up(link)
 
     def on_link_closed(self, link: Link, code: int, reason: str) -> None:
         """A guard is gone. The engine has dropped its flows before."""
         sentence = f"the link to the guard was lost ({reason})"
+        if self.discovery is not None:
+            self.discovery.discovery.on_link_closed(link)
         if link.peer is not None and self._links.get(link.peer) is link:
             del self._links[link.peer]
             self._silent.pop(link.peer, None)
@@ -242,6 +249,10 @@ class ClientNode:
 
     def on_control(self, link: Link, message: bytes) -> None:
         """A guard's control message."""
+        if is_gossip(message):
+            if self.discovery is not None:
+                self.discovery.discovery.on_control(link, message)
+            return
         try:
             decoded = decode_control(message)
         except DecodeError:
@@ -577,6 +588,18 @@ class ClientNode:
             if (link, wire_id) not in self._attempts and not self.engine.circuit_id_in_use(link, wire_id):
                 return wire_id
 
+    def find_link(self, node_id: bytes) -> Link | None:
+        """The link to a guard that is up, or None."""
+        return self._links.get(node_id)
+
+    def uses_link(self, link: Link) -> bool:
+        """Whether a link is a guard's, or has circuits or builds."""
+        return (
+            link in self._links.values()
+            or any(circuit.link is link for circuit in self._circuits.values())
+            or any(key[0] is link for key in self._attempts)
+        )
+
     async def _link_to(self, node_id: bytes, address: tuple[str, int]) -> Link | None:
         """The link to a guard, dialled if need be; all that want the same one wait for the same dial."""
         while True:
@@ -710,10 +733,10 @@ class ClientNode:
             self.engine.expire()
             now = trio.current_time()
             stamp = _stamp(path)
-            if stamp == seen and now < renew_at:
+            if (stamp == seen or self.config.gossips) and now < renew_at:
                 continue
             renew_at = now + INDEX_LIFE_S
-            if stamp != seen:
+            if stamp != seen and not self.config.gossips:
                 seen = stamp
                 try:
                     self.directory, _ = load_directory(self.config, time.time())
@@ -743,6 +766,8 @@ class ClientNode:
             if without and not missing:
                 problems.append(without)
         problems += self.market.problems()
+        if self.discovery is not None:
+            problems += self.discovery.problems()
         if self.purse is not None and self.purse.stopped:
             problems.insert(0, self.purse.stopped)
         if self.money is not None:
@@ -756,6 +781,7 @@ class ClientNode:
             "pid": os.getpid(),
             "hops": self.config.client.hops,
             "directory": len(self.directory),
+            **({"discovery": self.discovery.status()} if self.discovery is not None else {}),
             "circuits_ready": len(ready),
             "circuits": len(self._circuits),
             **self.market.status(),

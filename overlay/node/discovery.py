@@ -7,6 +7,7 @@ customer's node have one each; what only a relay does (publishing, dialling back
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from overlay.directory import Directory
+from overlay.directory import Directory, IpAddress
 from overlay.errors import FileError
 from overlay.gossip.machine import Changed, Close, Gossip, Handed, Kind, Output, Seen, Send
 from overlay.gossip.neighbours import DialNeighbour, LetGo, Neighbours
@@ -52,6 +53,8 @@ FIRST_SAVE_S = 3.0
 CUSTOMER_WAIT_S = 1.5
 """How long a customer with a stored directory waits for its guard before it asks others."""
 CUSTOMER_SOURCES = 2
+PARTIAL_S = 10.0
+"""After so long a part of the directory has to do."""
 
 log = get_logger("discovery")
 
@@ -214,6 +217,14 @@ class Discovery:
         self._queued[link] = waiting + len(message)
         self._pump_wake.set()
 
+    def first_addresses(self) -> set[IpAddress]:
+        """Return the addresses at which the root list and the configuration name relays."""
+        return {
+            ipaddress.ip_address(address.ip)
+            for member in (*self.gossip.store.roots, *self._extra)
+            for address in member.addresses
+        }
+
     def partners(self) -> list[Link]:
         """Links to relays that are in the root list, those of this node's own choice first."""
         found = [
@@ -320,7 +331,15 @@ class Discovery:
                 await trio.sleep(PUMP_S)
 
     async def _keep_applying(self) -> None:
-        """Hand the directory to the node when it has changed, not too often."""
+        """Hand the directory to the node when it has changed, not too often.
+
+        A customer that begins with nothing waits for the whole: guards are not to be chosen among the first
+        few that some relay names.
+        """
+        if self.is_customer and not len(self.gossip.store):
+            with trio.move_on_after(PARTIAL_S):
+                while not (self.gossip.synced and len(self.gossip.store)):
+                    await trio.sleep(0.02)
         while True:
             await self._changed.wait()
             self._changed = trio.Event()

@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from circuits.errors import DecodeError as CircuitsDecodeError
 from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
 from exit.io.namespace import NamespaceError, open_namespace
 from exit.io.privileges import drop_capabilities
+from overlay.directory import Directory
 from overlay.engine.io.tun_loop import run_tun
 from overlay.errors import ConfigError
 from overlay.io.files import read_private
 from overlay.links.io.endpoint import open_endpoint
 from overlay.logs import get_logger
 from overlay.node.client import ClientNode
+from overlay.node.client_discovery import ClientDiscovery
 from overlay.node.customer_money import CustomerMoney
 from overlay.node.io.files import load_directory
 from overlay.node.io.local import lock_state, serve_local
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
     from overlay.config.model import Config
-    from overlay.directory import Directory
+    from overlay.directory import IpAddress
 
 MIN_DESCRIPTORS = 512
 """Open files: the namespace's sockets kept ready (224), the node's own, and two for each of a browser's
@@ -60,7 +62,7 @@ async def run_client(
     async with AsyncExitStack() as stack:
         _check_descriptors()
         stack.enter_context(lock_state(config.state_dir))
-        directory, _ = load_directory(config, time.time())
+        directory = Directory() if config.gossips else load_directory(config, time.time())[0]
         guards_file = config.state_dir / "guards.json"
         guards = load_guards(guards_file)
         descriptors = [*socks_descriptors, *systemd_descriptors(os.environ, os.getpid())]
@@ -73,10 +75,19 @@ async def run_client(
         progress("making a network namespace")
         namespace = await stack.enter_async_context(open_namespace())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        families = _own_families(directory)
+        discovery: ClientDiscovery | None = None
+        known = directory.known_addresses()
+        if config.gossips:
+            progress("reading who belongs to the network")
+            discovery = ClientDiscovery(config, nursery)
+            directory = await discovery.load()
+            known = directory.known_addresses() | discovery.discovery.first_addresses()
+        families = _own_families(known)
         node = ClientNode(
             config, directory, guards, guards_file, namespace, nursery, progress, frozenset(families)
         )
+        if discovery is not None:
+            discovery.node, node.discovery = node, discovery
         if config.payments.is_on:
             progress("opening the account")
             node.money = await stack.enter_async_context(open_money(config, node, node.engine, None))
@@ -107,6 +118,8 @@ async def run_client(
         nursery.start_soon(node.keep_default)
         nursery.start_soon(node.keep_directory)
         nursery.start_soon(node.market.run)
+        if discovery is not None:
+            discovery.start()
         if node.purse is not None:
             nursery.start_soon(node.purse.run)
         limits = ProxyLimits(max_connections=config.client.max_connections)
@@ -124,6 +137,8 @@ async def run_client(
             await trio.sleep_forever()
         finally:
             node.market.save()
+            if discovery is not None:
+                discovery.discovery.save()
             node.act(node.pool.close())
             node.endpoint.flush()
             nursery.cancel_scope.cancel()
@@ -189,10 +204,10 @@ def _check_descriptors() -> None:
         )
 
 
-def _own_families(directory: Directory) -> set[int]:
-    """IP versions in which this machine has a way to some relay."""
+def _own_families(addresses: Iterable[IpAddress]) -> set[int]:
+    """IP versions in which this machine has a way to some relay at one of `addresses`."""
     families: set[int] = set()
-    for address in directory.known_addresses():
+    for address in addresses:
         if address.version in families:
             continue
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6

@@ -52,7 +52,7 @@ def test_why_there_is_none():
         "No exit in the directory allows port 443 and carries IPv6."
     )
     assert Directory([RELAY]).explain_no_exit(NOW_S) == "No node in the directory is an exit."
-    assert "seed list names no node" in Directory().explain_no_exit(NOW_S)
+    assert "no relay is known" in Directory().explain_no_exit(NOW_S)
     assert "expired" in explain(NOW_S + 9999)
     assert "clock" in explain(NOW_S - 9999)
 
