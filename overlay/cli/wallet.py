@@ -84,6 +84,7 @@ def describe_wallet(answer: dict[str, Any]) -> list[str]:
         ("chain", f"{answer['chain_id']}, block {answer['block']}"),
         ("balance", money(answer["balance_wei"], coin)),
         ("to cash out", money(answer["cash_out_wei"], coin)),
+        ("gas spent", money(answer["gas_wei"], coin)),
     ]
     if answer["payee"] != answer["address"]:
         rows.insert(1, ("is paid to", answer["payee"]))

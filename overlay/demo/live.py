@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from overlay.demo import view
+from overlay.demo import view, view_money
 from overlay.demo.view import Place
 
 Observation = tuple[Mapping[str, view.Status], view.Status | None, Mapping[str, float], list[dict[str, Any]]]
@@ -36,4 +36,10 @@ def picture(observation: Observation, places: Sequence[Place]) -> Group:
     table = Table("circuit", "path", "state", "age", "connections", "round trip", "down", box=None)
     for row in view.circuit_rows(circuits, names):
         table.add_row(*(Text(cell) for cell in row))
-    return Group(Text(), relays, Text(), table, Text(view.summary_line(statuses, client, rates)))
+    parts: list[RenderableType] = [Text(), relays, Text(), table]
+    money = Table("coins", "tickets", "earned", "paid onward", "kept", "claimed", box=None)
+    for row in view_money.money_rows(places, statuses, client):
+        money.add_row(*(Text(cell) for cell in row))
+    if money.row_count:
+        parts += [Text(), money]
+    return Group(*parts, Text(view.summary_line(statuses, client, rates)))

@@ -15,27 +15,32 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from overlay.demo import uplink, view
+from overlay.demo import uplink, view, view_money
 from overlay.demo.box import LabError
 from overlay.demo.fetch import Fetched, fetch
 from overlay.demo.fleet import Node
 from overlay.demo.lab import missing_for_lab
 from overlay.demo.live import show_live
+from overlay.demo.money import COIN
 from overlay.demo.view import Place, Traffic
+from overlay.demo.view_money import read_account
 from overlay.demo.web import checksum
 from overlay.demo.world import World
 from overlay.errors import LocalControlError
+from overlay.node.io.local import call_local
 
 EXITS = 2
 WEB = "www.demo.test"
 BIG_BYTES = {"qh3": 50_000_000, "aioquic": 10_000_000, "mixed": 10_000_000}
 INTERNET_VARIABLE = "HOPFARE_DEMO_INTERNET"
 PLAIN_EVERY_S = 10.0
+SETTLE_TIMEOUT_S = 120.0
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
@@ -50,6 +55,8 @@ class DemoOptions:
     """qh3, aioquic, or mixed: both, in turn."""
     once: bool = False
     plain: bool = False
+    money: bool = True
+    """Whether relays ask a price, and a development chain settles it."""
     real_internet: bool | None = None
     """Whether exits lead to the real internet as well; None: if it can be had, and the demo keeps running."""
 
@@ -81,6 +88,7 @@ class _Demo:
         self._console_is_live = sys.stdout.isatty() and not options.plain
         self._traffic: dict[str, Traffic] = {}
         self._joined = False
+        self._path: list[Place] = []
 
     def run(self) -> int:
         reason = missing_for_lab()
@@ -88,15 +96,21 @@ class _Demo:
             raise LabError(reason)
         if self._options.hops > self._options.relays:
             raise LabError(f"{self._options.hops} hops need at least as many relays (--relays)")
-        world = World(relays=self._options.relays, exits=EXITS, quic=self._backends())
+        world = World(
+            relays=self._options.relays, exits=EXITS, quic=self._backends(), money=self._options.money
+        )
         try:
             client = self._bring_up(world)
             self._show_once(world, client)
             if self._options.once:
+                self._settle(world, client)
                 return OK
             self._say("", "Ctrl-C ends the demo and removes everything.")
             with contextlib.suppress(KeyboardInterrupt, _StopDemo):
                 self._keep_running(world, client)
+            # A second Ctrl-C goes without the balance.
+            with contextlib.suppress(KeyboardInterrupt, _StopDemo):
+                self._settle(world, client)
             self._say("", "ending: relays, namespaces and files go")
             return OK
         finally:
@@ -106,8 +120,16 @@ class _Demo:
     def _bring_up(self, world: World) -> Node:
         begun = time.monotonic()
         rights = "as root" if os.geteuid() == 0 else "without root, in a user namespace"
-        self._say(f"making namespaces for {self._options.relays} relays and a small internet ({rights})")
+        chain = ", a chain" if world.money is not None else ""
+        self._say(
+            f"making namespaces for {self._options.relays} relays{chain} and a small internet ({rights})"
+        )
         world.open(start=False)
+        if world.money is not None:
+            self._say(
+                f"a development chain runs ({world.money.kind}); contracts are deployed, every relay has an "
+                "account with coins"
+            )
         if self._wants_internet():
             self._join(world)
         self._say(
@@ -120,7 +142,8 @@ class _Demo:
         client = world.fleet.client(
             {"client": {"hops": self._options.hops}}, socks_fd=self._listener.fileno(), wait=False
         )
-        self._say(f"starting the client: it builds circuits of {self._options.hops} relays")
+        purse = ", and opens a purse towards its guard" if world.money is not None else ""
+        self._say(f"starting the client: it builds circuits of {self._options.hops} relays{purse}")
         client.wait_ready()
         self._say(f"ready after {time.monotonic() - begun:.1f} s", "")
         return client
@@ -137,6 +160,7 @@ class _Demo:
         big = fetch(self._socks, WEB, f"/big/{size}")
         if big.sha256 != checksum(size):
             raise LabError("the large file came damaged through the circuit")
+        self._path = _busiest_path(client, before, places)
         self._say(*view.timings(page, big))
         self._say(*self._extra_pages(), "")
         command = Path(sys.executable).with_name("hopfare")
@@ -146,6 +170,29 @@ class _Demo:
         if not self._options.once:
             config = str(client.config_path)
             self._say(*view.next_steps(self._socks, hopfare, config, real_internet=self._joined))
+
+    def _settle(self, world: World, client: Node) -> None:
+        """Have all relays claim what they earned, and show that no money was made or lost."""
+        if world.money is None:
+            return
+        self._say("", "settling: every relay claims on the chain what its tickets are worth")
+        running = [node for node in world.relays if node.running]
+        with ThreadPoolExecutor(len(world.relays)) as pool:
+            list(pool.map(_redeem, running))
+        accounts = {node.name: read_account(_ask(node, "status"), _ask(node, "wallet")) for node in running}
+        payer = read_account(_ask(client, "status"), _ask(client, "wallet"))
+        self._say("", f"what each hop earned, in coins ({COIN})")
+        places = {place.name: place for place in _places(world)}
+        on_path = [place.name for place in self._path]
+        rows = [(place, view.position(index, len(self._path))) for index, place in enumerate(self._path)]
+        rows += [(place, place.role) for name, place in places.items() if name not in on_path]
+        self._say(*view_money.money_table(rows, accounts, payer))
+        self._say(view_money.spending(payer), "")
+        balance = world.money.balance()
+        names = {address: name for name, address in world.money.addresses.items()}
+        self._say(*view_money.balance_lines(balance, names))
+        if not balance.is_even:
+            raise LabError("the sums of all money before and after are not equal")
 
     def _extra_pages(self) -> list[str]:
         lines = []
@@ -215,6 +262,17 @@ class _Demo:
     def _say(self, *lines: str) -> None:
         for line in lines:
             print(line, flush=True)
+
+
+def _redeem(node: Node) -> None:
+    _ask(node, "wallet-redeem")
+
+
+def _ask(node: Node, method: str) -> dict[str, Any]:
+    try:
+        return call_local(node.state_dir, method, timeout_s=SETTLE_TIMEOUT_S)
+    except LocalControlError as error:
+        raise LabError(f"{node.name}: {error}") from error
 
 
 def _places(world: World) -> list[Place]:

@@ -64,6 +64,7 @@ class WalletView:
             "chain_id": domain.chain_id,
             "coin": self._payments.coin,
             "balance_wei": await self._chain.balance(self._address),
+            "gas_wei": await trio.to_thread.run_sync(count_gas, self._ledger, domain.chain_id, self._address),
             "cash_out_wei": await self._chain.earned(self._payee),
             "notice_s": await self._chain.notice_s(),
             "block": newest.number,
@@ -122,6 +123,11 @@ def read_earnings(ledger: Ledger, domain: Domain, payee: bytes, coin: str, first
         "purses": purses,
         "unclaimed_wei": sum(int(row["unclaimed_wei"]) for row in purses),
     }
+
+
+def count_gas(ledger: Ledger, chain_id: int, address: bytes) -> int:
+    """Return the gas that all transactions of an account have cost, in wei."""
+    return sum(each.gas_wei for each in ledger.transactions(chain_id, address))
 
 
 def _state_word(purse: abi.OnChainPurse, now_s: int) -> str:

@@ -95,7 +95,7 @@ def test_once_shows_the_path_and_what_each_hop_saw(folder: Path) -> None:
     before = rules(), devices()
     demo = Demo(folder, "--once")
     assert demo.process.wait(START_TIMEOUT_S) == 0, demo.said()
-    said = demo.said()
+    said, _, settled = demo.said().partition("settling")
     path = re.search(r"path   you -> (r\d) \(.*?\) -> (r\d) \(.*?\) -> (r\d) \(", said)
     assert path is not None, said
     guard, middle, leave = path.groups()
@@ -107,6 +107,17 @@ def test_once_shows_the_path_and_what_each_hop_saw(folder: Path) -> None:
     assert "you" not in saw[leave] and middle in saw[leave] and guard not in saw[leave]
     assert re.search(r"time to first byte +[\d.]+ ms", said)
     assert re.search(r"speed +[\d.]+ MB/s", said)
+    hops = {
+        line.split()[1]: line.split()
+        for line in settled.splitlines()
+        if re.match(r"  r\d +\w+ +\d+ +\d+", line)
+    }
+    for hop in ("guard", "middle", "exit"):
+        _, _, packets, tickets, earned, _, kept, claimed, gas = hops[hop]
+        assert int(packets) > 30_000 and int(tickets) > 10_000, hops  # 50 MB
+        assert 0 < float(kept) <= float(earned), hops
+        assert 0 < float(claimed) <= float(earned) and float(gas) > 0, hops
+    assert re.search(r"before +10000 +equal, to the wei", settled)
     assert demo.leftovers() == []
     assert (rules(), devices()) == before
 
@@ -114,7 +125,7 @@ def test_once_shows_the_path_and_what_each_hop_saw(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_runs_until_it_is_told_to_end(folder: Path, number: int) -> None:
     before = rules(), devices()
-    demo = Demo(folder)
+    demo = Demo(folder, "--no-money")
     demo.wait_for("Ctrl-C ends the demo")
     page = fetch(("127.0.0.1", demo.port), "www.demo.test", "/ip")
     assert page.status == 200
@@ -128,7 +139,7 @@ def test_it_runs_until_it_is_told_to_end(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize("moment", ["making namespaces", "starting the client"])
 def test_an_interrupted_start_leaves_nothing(folder: Path, moment: str) -> None:
-    demo = Demo(folder)
+    demo = Demo(folder, "--no-money")
     demo.wait_for(moment)
     assert demo.end(signal.SIGINT) == 130, demo.said()
     assert (demo.leftovers(), demo.processes()) == ([], [])
@@ -142,7 +153,7 @@ def test_kill_9_leaves_a_folder_that_the_next_start_removes(folder: Path) -> Non
     wait_until(lambda: demo.processes() == [], 60, "the end of all processes")
     left = demo.leftovers()
     assert len(left) == 1
-    again = Demo(folder, "--once")
+    again = Demo(folder, "--once", "--no-money")
     assert again.process.wait(START_TIMEOUT_S) == 0, again.said()
     assert again.leftovers() == []
 
