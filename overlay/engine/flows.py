@@ -237,12 +237,15 @@ class RelayFlow(Flow):
 
     def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Peel or wrap single packets and queue them for the other end; unpaid ones are dropped."""
-        count = len(packets)
         forward = end is self.front
         counters = self.counters.forward if forward else self.counters.backward
-        if not self._can_pay(count):
-            counters.dropped += count
-            return
+        paid = self._affordable(len(packets))
+        if paid < len(packets):
+            counters.dropped += len(packets) - paid
+            packets = packets[:paid]
+            if not packets:
+                return
+        count = len(packets)
         data: list[bytes]
         if forward:
             lane = self._forward_singles
@@ -266,8 +269,12 @@ class RelayFlow(Flow):
         else:
             data = self._backward_singles.wrap_many(packets, now)
             outlet, other = self._front_out, self.front
-        # Only what is authentic and new is billed: replays must not run up anybody's account.
-        self._charge(count)
+        # Only what is authentic and new is billed: replays must not run up anybody's account. What goes back
+        # is billed to who pays for it as it leaves (`pull_singles`): what CoDel drops was not delivered.
+        if forward:
+            self._charge(count)
+        else:
+            self.price_out.meter.charge(count, self.price_out.wei_per_packet)
         counters.packets += count
         queue = outlet.singles
         if queue is None:
@@ -296,6 +303,14 @@ class RelayFlow(Flow):
             packet = queue.pop(now)
             if packet is not None:
                 packets.append(packet)
+        if end is self.front and packets:
+            price = self.price_in
+            paid = min(len(packets), price.meter.affordable_packets(price.wei_per_packet))
+            if paid < len(packets):
+                price.meter.refused_packets += len(packets) - paid
+                self.counters.backward.dropped += len(packets) - paid
+                packets = packets[:paid]
+            price.meter.charge(paid, price.wei_per_packet)
         return packets
 
     def has_trains(self, end: End) -> bool:
@@ -308,6 +323,16 @@ class RelayFlow(Flow):
                 price.meter.refused_packets += packets
                 return False
         return True
+
+    def _affordable(self, packets: int) -> int:
+        """How many of ``packets`` both meters cover; the others count as refused."""
+        paid = packets
+        for price in (self.price_in, self.price_out):
+            covered = price.meter.affordable_packets(price.wei_per_packet)
+            if covered < packets:
+                price.meter.refused_packets += packets - covered
+                paid = min(paid, covered)
+        return paid
 
     def _charge(self, packets: int) -> None:
         self.price_in.meter.charge(packets, self.price_in.wei_per_packet)
@@ -380,8 +405,13 @@ class EndpointFlow(Flow, ABC):
     def pull_train(self, end: End, max_units: int, now: float) -> tuple[int, bytes] | None:
         """Fill one train from what is waiting: as many items as fit, in as few units as they need."""
         price = self.price
-        max_units = min(max_units, MAX_TRAIN_UNITS, price.meter.affordable_packets(price.wei_per_packet))
+        max_units = min(max_units, MAX_TRAIN_UNITS)
+        paid = price.meter.affordable_packets(price.wei_per_packet)
         queue = self._entry_trains
+        if paid < max_units:
+            max_units = paid
+            if queue and queue.peek_size() > (body_capacity(self._direction, paid) if paid > 0 else 0):
+                price.meter.refused_packets += 1
         room = body_capacity(self._direction, max_units) if max_units > 0 else 0
         items: list[Item] = []
         size = 0
@@ -410,9 +440,12 @@ class EndpointFlow(Flow, ABC):
     def pull_singles(self, end: End, max_packets: int, now: float) -> list[bytes]:
         """Fill single packets from what is waiting; small items share one."""
         price = self.price
-        max_packets = min(max_packets, price.meter.affordable_packets(price.wei_per_packet))
+        paid = price.meter.affordable_packets(price.wei_per_packet)
+        max_packets = min(max_packets, paid)
         capacity = body_capacity(self._direction, 1)
         queue = self._entry_singles
+        if queue and paid == 0:
+            price.meter.refused_packets += 1
         bodies: list[bytes] = []
         items: list[Item] = []
         room = capacity
@@ -565,7 +598,16 @@ class ClientFlow(EndpointFlow):
 class ExitFlow(EndpointFlow):
     """The exit's end of a circuit: the last layer, the exit's rules and the TUN."""
 
-    __slots__ = ("_backward_singles", "_backward_trains", "_forward_singles", "_forward_trains", "_gate")
+    __slots__ = (
+        "_backward_singles",
+        "_backward_trains",
+        "_budget",
+        "_forward_singles",
+        "_forward_trains",
+        "_gate",
+        "_held",
+        "_held_bytes",
+    )
 
     def __init__(
         self,
@@ -583,6 +625,9 @@ class ExitFlow(EndpointFlow):
     ) -> None:
         super().__init__(lanes, circuit_id, price, addresses, tun, Direction.BACKWARD, budget, on_fault)
         self._gate = gate
+        self._budget = budget
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
         self._forward_trains = RelayForward(root, suite, LANE_STREAM)
         self._forward_singles = RelayForward(root, suite, LANE_DATAGRAM)
         self._backward_trains = ExitBackward(root, suite, LANE_STREAM, rng)
@@ -594,20 +639,48 @@ class ExitFlow(EndpointFlow):
             self._backward_singles,
         )
 
+    def queued_bytes(self) -> int:
+        """Bytes that wait in this flow."""
+        return super().queued_bytes() + self._held_bytes
+
+    def close(self) -> None:
+        """Forget queues and streams."""
+        if not self.closed:
+            self._budget.used_bytes -= self._held_bytes
+            self._held_bytes = 0
+            self._held.clear()
+        super().close()
+
+    def wake(self, now: float) -> None:
+        """Carry on what waited for the neighbour's payment, in both directions."""
+        held, self._held = self._held, deque()
+        self._budget.used_bytes -= self._held_bytes
+        self._held_bytes = 0
+        for packet in held:
+            if not self.closed:
+                self.on_trains(self.end, [packet], now)
+        if not self.closed:
+            super().wake(now)
+
     def on_trains(self, end: End, packets: Sequence[bytes], now: float) -> None:
-        """Open trains; unpaid ones are refused by ending the flow: an honest client's guard does not send
-        them.
-        """
+        """Open trains; unpaid ones are held, which stops their credits too."""
         lane = self._forward_trains
-        for packet, opened in zip(packets, lane.open_many(packets, now), strict=True):
+        price = self.price
+        for packet in packets:
             units = len(packet) // UNIT
+            if self._held or price.meter.affordable_packets(price.wei_per_packet) < units:
+                price.meter.refused_packets += 0 if self._held else units
+                self._held.append(packet)
+                self._held_bytes += len(packet)
+                self._budget.used_bytes += len(packet)
+                continue
+            opened = lane.open_many((packet,), now)[0]
             if opened is None or opened.command == Command.FORWARD:
                 self.counters.forward.failures += 1
                 self.fail(FlowFault.BAD_PACKETS)
                 return
-            if not self.price.meter.charge(units, self.price.wei_per_packet):
-                self.counters.forward.dropped += units
-            elif opened.command == Command.DELIVER and not self._received(opened.data, now):
+            price.meter.charge(units, price.wei_per_packet)
+            if opened.command == Command.DELIVER and not self._received(opened.data, now):
                 self.counters.forward.failures += 1
             else:
                 self.counters.forward.packets += units
@@ -616,10 +689,13 @@ class ExitFlow(EndpointFlow):
     def on_singles(self, end: End, packets: Sequence[bytes], now: float) -> None:
         """Open single packets; unpaid ones are dropped."""
         counters, price = self.counters.forward, self.price
-        if price.meter.affordable_packets(price.wei_per_packet) < len(packets):
-            price.meter.refused_packets += len(packets)
-            counters.dropped += len(packets)
-            return
+        paid = price.meter.affordable_packets(price.wei_per_packet)
+        if paid < len(packets):
+            price.meter.refused_packets += len(packets) - paid
+            counters.dropped += len(packets) - paid
+            packets = packets[:paid]
+            if not packets:
+                return
         lane = self._forward_singles
         count, failures, dropped = 0, lane.failures, lane.dropped
         for opened in lane.open_many(packets, now):
