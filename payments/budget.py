@@ -29,26 +29,32 @@ class Budget:
     """What was spent lately, against the limits."""
 
     def __init__(
-        self, limits: BudgetLimits, spent: dict[int, dict[int, tuple[int, int]]] | None = None
+        self, limits: BudgetLimits, spent: dict[int, dict[int, tuple[int, int, int]]] | None = None
     ) -> None:
         """Begin with the spending that `memory` returned before a restart (or none)."""
         self.limits = limits
-        self._spent: dict[int, dict[int, tuple[int, int]]] = {
+        self._spent: dict[int, dict[int, tuple[int, int, int]]] = {
             span: dict((spent or {}).get(span, {})) for span in _BUCKET_S
         }
         self._now = 0.0
 
-    def memory(self) -> dict[int, dict[int, tuple[int, int]]]:
-        """Return the buckets (span in seconds to bucket number to wei and packets), for the ledger."""
+    def memory(self) -> dict[int, dict[int, tuple[int, int, int]]]:
+        """Return the buckets (span in seconds to bucket number to wei given, packets, their cost), for
+        the ledger.
+        """
         return {span: dict(buckets) for span, buckets in self._spent.items()}
 
-    def spend(self, now: float, wei: int, packets: int) -> None:
-        """Note that `packets` packets were paid for with `wei`."""
+    def spend(self, now: float, wei: int, packets: int, cost_wei: int | None = None) -> None:
+        """Note that `wei` was given away, and that `packets` packets were carried at a cost of `cost_wei`.
+
+        More is given than packets cost while a window is prepaid; without `cost_wei` the two are the same.
+        """
         self._advance(now)
         for span, buckets in self._spent.items():
             number = int(self._now // _BUCKET_S[span])
-            old_wei, old_packets = buckets.get(number, (0, 0))
-            buckets[number] = (old_wei + wei, old_packets + packets)
+            old_wei, old_packets, old_cost = buckets.get(number, (0, 0, 0))
+            cost = wei if cost_wei is None else cost_wei
+            buckets[number] = (old_wei + wei, old_packets + packets, old_cost + cost)
 
     def left_wei(self, now: float) -> int | None:
         """Return what may still be spent now (0 at a limit), or None if nothing limits it."""
@@ -79,8 +85,8 @@ class Budget:
         if self._is_too_dear():
             limit = self.limits.per_gb_wei
             assert limit is not None
-            wei, packets = self._sum(3600)
-            price = wei * GIGABYTE // (packets * PACKET_BYTES)
+            _, packets, cost = self._sum(3600)
+            price = cost * GIGABYTE // (packets * PACKET_BYTES)
             return (
                 f"The last hour's traffic cost {format_coin(price)} per GB, over the limit of "
                 f"{format_coin(limit)}; choose cheaper relays or raise the limit."
@@ -91,12 +97,12 @@ class Budget:
         limit = self.limits.per_gb_wei
         if limit is None:
             return False
-        wei, packets = self._sum(3600)
-        return packets >= _PRICE_PACKETS and wei * GIGABYTE > limit * packets * PACKET_BYTES
+        _, packets, cost = self._sum(3600)
+        return packets >= _PRICE_PACKETS and cost * GIGABYTE > limit * packets * PACKET_BYTES
 
-    def _sum(self, span: int) -> tuple[int, int]:
+    def _sum(self, span: int) -> tuple[int, int, int]:
         values = self._spent[span].values()
-        return sum(v[0] for v in values), sum(v[1] for v in values)
+        return sum(v[0] for v in values), sum(v[1] for v in values), sum(v[2] for v in values)
 
     def _advance(self, now: float) -> None:
         if now <= self._now:

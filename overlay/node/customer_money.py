@@ -50,7 +50,7 @@ class CustomerMoney:
             settings.budget_per_hour_wei, settings.budget_per_day_wei, settings.budget_per_gb_wei
         )
         self.budget = Budget(limits, _decode(money.ledger.get_note(_NOTE)))
-        self._worth: dict[Link, tuple[int, int]] = {}
+        self._worth: dict[Link, tuple[int, int, int]] = {}
         self._changed = trio.Event()
         self.stopped = ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
@@ -91,21 +91,22 @@ class CustomerMoney:
 
     def look(self, unix_s: float) -> None:
         """Note what was paid since the last look, and let no more be paid than the budget leaves."""
-        wei = packets = 0
+        wei = packets = cost = 0
         links = self._money.desk.links
         for link, tabs in links.items():
             if tabs.paying is None or not tabs.paying.is_open:
                 continue
             worth = tabs.paying.worth_wei
-            carried = self._money.meters(link)[1].packets
-            old_worth, old_carried = self._worth.get(link, (worth, carried))
-            wei += max(0, worth - old_worth)
-            packets += carried - old_carried
-            self._worth[link] = (worth, carried)
+            meter = self._money.meters(link)[1]
+            old = self._worth.get(link, (worth, meter.packets, meter.charged_wei))
+            wei += max(0, worth - old[0])
+            packets += meter.packets - old[1]
+            cost += meter.charged_wei - old[2]
+            self._worth[link] = (worth, meter.packets, meter.charged_wei)
         for gone in [link for link in self._worth if link not in links]:
             del self._worth[gone]
         if wei or packets:
-            self.budget.spend(unix_s, wei, packets)
+            self.budget.spend(unix_s, wei, packets, cost)
         left = self.budget.left_wei(unix_s)
         self._money.allow(left)
         stopped = self.budget.explain(unix_s) or ""
@@ -138,13 +139,16 @@ _ENDS = {
 }
 
 
-def _decode(note: str | None) -> dict[int, dict[int, tuple[int, int]]] | None:
+def _decode(note: str | None) -> dict[int, dict[int, tuple[int, int, int]]] | None:
     """What `save` wrote. A damaged note counts as nothing spent: the ledger itself is checked elsewhere."""
     if note is None:
         return None
     try:
         return {
-            int(span): {int(number): (int(wei), int(packets)) for number, (wei, packets) in buckets.items()}
+            int(span): {
+                int(number): (int(wei), int(packets), int(cost))
+                for number, (wei, packets, cost) in buckets.items()
+            }
             for span, buckets in json.loads(note).items()
         }
     except (ValueError, TypeError, AttributeError):

@@ -78,6 +78,9 @@ def test_a_price_limit_per_gigabyte() -> None:
     budget.spend(0, 9_000_000, 900)
     assert budget.left_wei(1) is None, "too few packets to judge"
     budget.spend(1, 9_000_000, 900)
+    prepaid = Budget(BudgetLimits(per_gb_wei=wei_per_gb(10)))
+    prepaid.spend(0, 50_000, 2000, 20_000)
+    assert prepaid.explain(0) is None, "what is prepaid makes nothing dear"
     assert budget.left_wei(2) == 0
     text = budget.explain(2)
     assert text is not None
