@@ -70,6 +70,15 @@ class NodeConfig:
             "QUIC library: qh3 is fast; aioquic is pure Python, some five times slower, and the reference.",
         ),
     )
+    engine: Literal["auto", "native", "python"] = cast(
+        Any,
+        _setting(
+            '"auto"',
+            values.choice("auto", "native", "python"),
+            "What carries packets: native (Rust, with a QUIC of its own) is many times faster; python runs\n"
+            "everywhere and is the reference; auto takes the native one where it is installed.",
+        ),
+    )
     memory_limit_bytes: int = _setting(
         '"128 MiB"',
         values.size_bytes("16 MiB", "1 TiB"),

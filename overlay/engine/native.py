@@ -59,7 +59,6 @@ class TunFile(Protocol):
     """What the crate needs of a TUN device (exit.io.tun.Tun)."""
 
     has_offload: bool
-    mtu: int
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -205,9 +204,7 @@ class _Budget:
 
 
 class NativeEngine:
-    """The engine interface over the crate. ``drives_tun``: it reads the TUN itself."""
-
-    drives_tun = True
+    """The engine interface over the crate, which reads and writes the TUN itself."""
 
     def __init__(self, events: EngineEvents[Any], *, memory_limit_bytes: int) -> None:
         """Load the crate; nothing runs before the links are opened. Raises NativeEngineError."""
@@ -225,7 +222,7 @@ class NativeEngine:
 
     def attach_tun(self, tun: TunFile, *, by_source: bool) -> None:
         """Give the engine its TUN, which it reads and writes from now on. ``by_source``: a client's."""
-        self.crate.attach_tun(tun.fileno(), tun.has_offload, tun.mtu, by_source, by_source)
+        self.crate.attach_tun(tun.fileno(), tun.has_offload, by_source, by_source)
 
     def relay(
         self,

@@ -41,8 +41,8 @@ from circuits.pool.types import (
 from exit.addresses import random_inner
 from exit.io.namespace import Namespace
 from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
+from overlay.engine.io.choice import make_engine
 from overlay.engine.meters import Meter
-from overlay.engine.python import PythonEngine
 from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
@@ -196,11 +196,8 @@ class ClientNode:
         self.discovery: ClientDiscovery | None = None
         self.last_failure = ""
         self.ready = trio.Event()
-        self.engine = PythonEngine(
-            self,
-            clock=trio.current_time,
-            rng=os.urandom,
-            memory_limit_bytes=config.node.memory_limit_bytes,
+        self.engine = make_engine(
+            config.node.engine, self, memory_limit_bytes=config.node.memory_limit_bytes
         )
         self.engine.attach_tun(namespace.tun, by_source=True)
         settings = PoolSettings(

@@ -22,12 +22,12 @@ from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
 from overlay.directory import Directory
 from overlay.duty import Duty
 from overlay.engine.interface import FlowFault, FlowHandle, Price
+from overlay.engine.io.choice import make_engine, open_links
 from overlay.engine.meters import Meter
-from overlay.engine.python import PythonEngine
 from overlay.errors import DecodeError, FileError, LocalControlError
 from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
-from overlay.links.io.endpoint import DialError, Endpoint, open_endpoint
+from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.links.limits import LinkLimits
 from overlay.links.redial import Redialer
 from overlay.logs import RateLimit, get_logger
@@ -106,10 +106,9 @@ class RelayNode:
         self._closed_packets = [0, 0]
         self._bad_messages: dict[Link, int] = {}
         self._limit = RateLimit()
-        self.engine = PythonEngine(
+        self.engine = make_engine(
+            config.node.engine,
             self,
-            clock=trio.current_time,
-            rng=os.urandom,
             memory_limit_bytes=config.node.memory_limit_bytes,
             gate=lambda addresses: self._exit().gate(addresses),
         )
@@ -427,7 +426,7 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
                 open_money(config, node, node.engine, identity.node_id)
             )
         node.endpoint = await stack.enter_async_context(
-            open_endpoint(
+            open_links(
                 [(address.ip, address.port) for address in config.relay.listen],
                 identity,
                 node.engine,

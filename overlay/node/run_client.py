@@ -17,10 +17,10 @@ from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
 from exit.io.namespace import NamespaceError, open_namespace
 from exit.io.privileges import drop_capabilities
 from overlay.directory import Directory
+from overlay.engine.io.choice import open_links
 from overlay.engine.io.tun_loop import run_tun
 from overlay.errors import ConfigError
 from overlay.io.files import read_private
-from overlay.links.io.endpoint import open_endpoint
 from overlay.logs import get_logger
 from overlay.node.client import ClientNode
 from overlay.node.client_discovery import ClientDiscovery
@@ -97,7 +97,7 @@ async def run_client(
         if 6 in families:
             addresses.append(("::", 0))
         node.endpoint = await stack.enter_async_context(
-            open_endpoint(addresses, None, node.engine, backend=config.node.quic, role="customer")
+            open_links(addresses, None, node.engine, backend=config.node.quic, role="customer")
         )
 
         async def pump() -> None:

@@ -359,9 +359,9 @@ impl Engine {
         self.send(Command::SetLow { meter, wei });
     }
 
-    fn attach_tun(&self, fd: RawFd, has_offload: bool, mtu: usize, by_source: bool, may_rest: bool) -> PyResult<()> {
+    fn attach_tun(&self, fd: RawFd, has_offload: bool, by_source: bool, may_rest: bool) -> PyResult<()> {
         let file = duplicate(fd)?;
-        self.send(Command::AttachTun(TunFile { file, has_offload, mtu, by_source, may_rest }));
+        self.send(Command::AttachTun(TunFile { file, has_offload, by_source, may_rest }));
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use hopfare_core::{Core, Event as CoreEvent, FlowId, MeterId, Now, Price};
+use hopfare_core::{Core, Event as CoreEvent, FlowCounters, FlowId, MeterId, Now, Price};
 use quinn_proto::{
     Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint, Event as QuicEvent,
     Incoming, ReadError, ReadableError, StreamEvent, StreamId, VarInt,
@@ -21,6 +21,7 @@ use quinn_proto::{
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::net::{CODE_PROTOCOL, Conn, Net, publish};
 use crate::probes::Probes;
@@ -156,6 +157,13 @@ impl DataThread {
 
     /// Runs until `Command::Stop`.
     pub fn run(&mut self) {
+        // Sockets and TUN are open: this thread, which reads what strangers send, needs no privilege.
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        let _ = set_capabilities(None, none);
         let mut commands = Vec::new();
         while !self.stopping {
             let ready = self.wait();
@@ -282,8 +290,11 @@ impl DataThread {
             Command::AddFlow { flow, suite, kind, cell } => self.add_flow(flow, suite, *kind, cell),
             Command::DropFlow { flow } => {
                 if let Some(id) = self.flows.remove(&flow) {
-                    self.flow_cells.remove(&id);
-                    self.core.drop_flow(id, &mut self.net);
+                    let cell = self.flow_cells.remove(&id);
+                    let counters = self.core.drop_flow(id, &mut self.net);
+                    if let (Some((_, cell)), Some(counters)) = (cell, counters) {
+                        store(&cell, &counters);
+                    }
                 }
             }
             Command::Echo { flow, token } => {
@@ -327,7 +338,7 @@ impl DataThread {
             }
             Command::SetPolicy(policy) => self.core.set_policy(*policy),
             Command::AttachTun(tun) => {
-                self.core.attach_tun(tun.has_offload, tun.mtu, tun.by_source);
+                self.core.attach_tun(tun.has_offload, tun.by_source);
                 self.net.tun = Some(tun);
             }
             Command::Expire => {
@@ -713,8 +724,7 @@ impl DataThread {
                     conn.forget_out(u64::from(stream));
                     // Frees the stream in QUIC also when the core does not know it any more.
                     let _ = conn.quic.send_stream(stream).reset(VarInt::from_u32(0));
-                    let ns = self.ns(now);
-                    self.core.on_stream_reset(id, u64::from(stream), ns, &mut self.net);
+                    self.core.on_stream_reset(id, u64::from(stream), &mut self.net);
                 }
             }
             StreamEvent::Finished { .. } | StreamEvent::Available { .. } => {}
@@ -764,7 +774,7 @@ impl DataThread {
         match outcome {
             Taken::Open => {}
             Taken::Finished => self.core.on_stream(id, key, &[], true, ns, &mut self.net),
-            Taken::Reset => self.core.on_stream_reset(id, key, ns, &mut self.net),
+            Taken::Reset => self.core.on_stream_reset(id, key, &mut self.net),
         }
     }
 
@@ -798,7 +808,7 @@ impl DataThread {
             let may_rest = tun.may_rest;
             match rustix::io::read(&tun.file, &mut self.tun_buffer) {
                 Ok(0) => break,
-                Ok(count) => self.core.on_tun(&self.tun_buffer[..count], ns, &mut self.net),
+                Ok(count) => self.core.on_tun(&self.tun_buffer[..count], ns),
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => {
                     self.net.note_tun_error(error);
@@ -1018,46 +1028,37 @@ impl DataThread {
     // -- telling Python
 
     fn publish_meter(&self, id: MeterId) {
-        if let Some((_, cell)) = self.meter_cells.get(&id) {
-            let view = self.core.meter(id);
+        if let (Some((_, cell)), Some(meter)) = (self.meter_cells.get(&id), self.core.meter(id)) {
             *cell.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = MeterFigures {
-                credit: view.credit,
-                charged: view.charged,
-                packets: view.packets,
-                refused_packets: view.refused_packets,
+                credit: meter.credit,
+                charged: meter.charged,
+                packets: meter.packets,
+                refused_packets: meter.refused_packets,
             };
         }
     }
 
     fn report(&mut self) {
-        self.core.dirty_meters(&mut self.dirty_meters);
-        for id in std::mem::take(&mut self.dirty_meters) {
+        let mut meters = std::mem::take(&mut self.dirty_meters);
+        self.core.dirty_meters(&mut meters);
+        for id in meters.drain(..) {
             self.publish_meter(id);
         }
+        self.dirty_meters = meters;
         self.core.dirty_flows(&mut self.dirty_flows);
         for id in self.dirty_flows.drain(..) {
-            if let Some((_, cell)) = self.flow_cells.get(&id) {
-                let counters = self.core.counters(id);
-                let values = [
-                    counters.forward.packets,
-                    counters.forward.failures,
-                    counters.forward.dropped,
-                    counters.backward.packets,
-                    counters.backward.failures,
-                    counters.backward.dropped,
-                ];
-                for (cell, value) in cell.0.iter().zip(values) {
-                    cell.store(value, Ordering::Relaxed);
-                }
+            if let (Some((_, cell)), Some(counters)) = (self.flow_cells.get(&id), self.core.counters(id)) {
+                store(cell, &counters);
             }
         }
         self.core.take_events(&mut self.core_events);
         for event in self.core_events.drain(..) {
             match event {
-                CoreEvent::FlowLost { flow, fault } => {
-                    if let Some((name, _)) = self.flow_cells.remove(&flow) {
+                CoreEvent::FlowLost { flow, fault, counters } => {
+                    if let Some((name, cell)) = self.flow_cells.remove(&flow) {
+                        store(&cell, &counters);
                         self.flows.remove(&name);
-                        self.net.events.push(Event::FlowLost { flow: name, fault });
+                        self.net.events.push(Event::FlowLost { flow: name, fault: fault as u8 });
                     }
                 }
                 CoreEvent::EchoReply { flow, token } => {
@@ -1098,6 +1099,21 @@ enum Taken {
     Open,
     Finished,
     Reset,
+}
+
+fn store(cell: &FlowCell, counters: &FlowCounters) {
+    let (forward, backward) = (&counters.forward, &counters.backward);
+    let values = [
+        forward.packets,
+        forward.failures,
+        forward.dropped,
+        backward.packets,
+        backward.failures,
+        backward.dropped,
+    ];
+    for (cell, value) in cell.0.iter().zip(values) {
+        cell.store(value, Ordering::Relaxed);
+    }
 }
 
 fn peer_certificate(quic: &Connection) -> Option<Vec<u8>> {

@@ -104,21 +104,12 @@ impl Conn {
             queue.push_back(data);
             return;
         }
-        let mut chunks = [data];
-        match self.quic.send_stream(stream).write_chunks(&mut chunks) {
-            Ok(_) | Err(WriteError::Blocked) => {
-                let [rest] = chunks;
-                if !rest.is_empty() {
-                    self.out_bytes += rest.len();
-                    self.out.insert(key, VecDeque::from([rest]));
-                }
-            }
-            // The stream has ended, and with it whatever it carried.
-            Err(_) => {}
-        }
+        self.out_bytes += data.len();
+        self.out.insert(key, VecDeque::from([data]));
+        self.resume(stream);
     }
 
-    /// QUIC takes more of a stream again.
+    /// QUIC may take more of a stream: write until it says no, for only then it tells when it would again.
     pub fn resume(&mut self, stream: StreamId) {
         let key = u64::from(stream);
         let Some(queue) = self.out.get_mut(&key) else { return };
@@ -127,12 +118,12 @@ impl Conn {
             match self.quic.send_stream(stream).write_chunks(std::slice::from_mut(front)) {
                 Ok(_) => {
                     self.out_bytes -= before - front.len();
-                    if !front.is_empty() {
-                        return;
+                    if front.is_empty() {
+                        queue.pop_front();
                     }
-                    queue.pop_front();
                 }
                 Err(WriteError::Blocked) => return,
+                // The stream has ended, and with it whatever it carried.
                 Err(_) => break,
             }
         }

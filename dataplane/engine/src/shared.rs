@@ -24,7 +24,6 @@ pub struct NamedPrice {
 pub struct TunFile {
     pub file: OwnedFd,
     pub has_offload: bool,
-    pub mtu: usize,
     pub by_source: bool,
     /// A customer's TUN rests while its circuits are full, so that the kernel holds TCP back.
     pub may_rest: bool,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from overlay.engine.native import NativeEngine
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,10 +24,15 @@ MAX_RESTS = 4
 
 
 async def run_tun(
-    engine: PythonEngine, tun: Tun, run_batch: Callable[[Callable[[], None]], None], *, may_rest: bool
+    engine: PythonEngine | NativeEngine,
+    tun: Tun,
+    run_batch: Callable[[Callable[[], None]], None],
+    *,
+    may_rest: bool,
 ) -> None:
     """Hand what the TUN gives to ``engine`` and have the links flushed
-    (``run_batch`` of their endpoint), until cancelled.
+    (``run_batch`` of their endpoint), until cancelled. An engine that drives its TUN itself needs only to be
+    kept company.
 
     ``may_rest`` (a customer's TUN): while circuits are full the TUN is left alone, up to 20 ms, so that
     the kernel behind it holds its TCP back instead of losing packets. Not longer: one stalled circuit
@@ -33,6 +40,8 @@ async def run_tun(
 
     A device that disappears (ENODEV, EBADF) ends the loop with OSError: without its TUN a node cannot go on.
     """
+    if isinstance(engine, NativeEngine):
+        await trio.sleep_forever()
     fd = tun.fileno()
     while True:
         await trio.lowlevel.wait_readable(fd)

@@ -21,6 +21,7 @@ from exit.policy import parse_policy
 from overlay.engine.gate import ExitGate, GateCounters
 from overlay.engine.interface import InnerAddresses
 from overlay.engine.io.tun_loop import run_tun
+from overlay.engine.native import NativeEngine
 from overlay.logs import get_logger
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class ExitSide:
         self._leases: dict[IPv4Address, Lease] = {}
         self._directory = directory
         self._changed = trio.Event()
+        self._native: NativeEngine | None = None
+
+    def judge_by(self, engine: NativeEngine) -> None:
+        """Have the native engine judge customers' packets, by the rules as they are and as they change."""
+        self._native = engine
+        engine.set_policy(self.network.table, DNS)
 
     def gate(self, addresses: InnerAddresses) -> ExitGate:
         """The gate of one circuit."""
@@ -86,6 +93,8 @@ class ExitSide:
 
     def status(self) -> dict[str, Any]:
         """For `hopfare status`."""
+        if self._native is not None:
+            self._native.read_gate(self.counters)
         return {
             "ipv6": self.network.has_ipv6,
             "addresses_leased": len(self._pool),
@@ -110,6 +119,8 @@ class ExitSide:
                 if not self.problem:
                     log.error("the firewall does not take the new list of addresses", reason=str(error))
                 self.problem = f"the firewall does not take the new list of addresses: {error}"
+            if self._native is not None:
+                self._native.set_policy(self.network.table, DNS)
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
             with trio.move_on_after(REFRESH_S):
@@ -119,7 +130,7 @@ class ExitSide:
 @asynccontextmanager
 async def open_exit_side(
     config: Config,
-    engine: PythonEngine,
+    engine: PythonEngine | NativeEngine,
     directory: Directory,
     run_batch: Callable[[Callable[[], None]], None],
 ) -> AsyncIterator[ExitSide]:
@@ -149,6 +160,8 @@ async def open_exit_side(
         for warning in network.warnings:
             log.warning("exit network", note=warning)
         side = ExitSide(network, dns, directory)
+        if isinstance(engine, NativeEngine):
+            side.judge_by(engine)
         engine.attach_tun(network.tun, by_source=False)
 
         async def pump() -> None:

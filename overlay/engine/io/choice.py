@@ -1,0 +1,82 @@
+"""Which engine a node runs on, and the links that belong to it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import trio
+
+from overlay.engine.io.native_links import open_native_links
+from overlay.engine.native import NativeEngine, NativeEngineError
+from overlay.engine.python import PythonEngine
+from overlay.links.io.endpoint import Endpoint, open_endpoint
+from overlay.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from overlay.engine.flows import Gatekeeper
+    from overlay.engine.interface import EngineEvents, InnerAddresses
+    from overlay.identity import Identity
+    from overlay.links.backends.base import Address, BackendName
+    from overlay.links.limits import LinkLimits
+
+EngineName = Literal["auto", "native", "python"]
+
+log = get_logger("engine")
+
+
+def make_engine(
+    name: EngineName,
+    events: EngineEvents[Any],
+    *,
+    memory_limit_bytes: int,
+    gate: Callable[[InnerAddresses], Gatekeeper] | None = None,
+) -> PythonEngine:
+    """Make the engine that the configuration asks for; ``auto`` takes the Python one, and says so, where
+    there is no native one.
+
+    What is returned offers what nodes use of a Python engine. Raises NativeEngineError when ``native`` is
+    asked for and cannot be had.
+    """
+    if name != "python":
+        try:
+            engine = NativeEngine(events, memory_limit_bytes=memory_limit_bytes)
+        except NativeEngineError as error:
+            if name == "native":
+                raise NativeEngineError(
+                    f"{error}; build it with scripts/build-native (it needs cargo), or set engine = "
+                    '"auto" in [node]'
+                ) from error
+            log.info("the Python engine is used", reason=str(error))
+        else:
+            # One is not the other, but offers the node the same.
+            return cast(PythonEngine, engine)
+    return PythonEngine(
+        events, clock=trio.current_time, rng=os.urandom, memory_limit_bytes=memory_limit_bytes, gate=gate
+    )
+
+
+@asynccontextmanager
+async def open_links(
+    addresses: Sequence[Address],
+    identity: Identity | None,
+    engine: PythonEngine,
+    *,
+    backend: BackendName = "qh3",
+    limits: LinkLimits | None = None,
+    role: Literal["relay", "customer"] = "relay",
+) -> AsyncIterator[Endpoint]:
+    """Open the links of either engine, as ``open_endpoint`` does; the native one has a QUIC of its own, for
+    which ``backend`` means nothing.
+    """
+    if isinstance(engine, NativeEngine):
+        async with open_native_links(addresses, identity, engine, limits=limits, role=role) as links:
+            yield cast(Endpoint, links)
+    else:
+        async with open_endpoint(
+            addresses, identity, engine, backend=backend, limits=limits, role=role
+        ) as endpoint:
+            yield endpoint

@@ -1,0 +1,177 @@
+"""Engines of both kinds on real links of the loopback, with a pair of sockets for each TUN."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import trio
+from engine_net import CLIENT, DNS, ROOTS
+
+from exit.denied import DenyList
+from exit.io.tun import Tun
+from exit.policy import PolicyTable, parse_policy
+from overlay.engine.gate import ExitGate, GateCounters
+from overlay.engine.interface import FlowFault, InnerAddresses, Price
+from overlay.engine.io.choice import make_engine, open_links
+from overlay.engine.io.tun_loop import run_tun
+from overlay.engine.meters import Meter
+from overlay.identity import Identity
+
+HAS_NATIVE = importlib.util.find_spec("hopfare_dataplane") is not None
+KINDS = ["python", "native"] if HAS_NATIVE else ["python"]
+TUN_MTU = 1400
+
+
+class ChainNode:
+    """One engine on real links, with a record of what it told the node above."""
+
+    def __init__(self, name: str, kind: str, memory_limit_bytes: int = 64 << 20) -> None:
+        self.name = name
+        self.kind = kind
+        self.identity = Identity(name.encode().ljust(32, b"_"))
+        self.links: list = []
+        self.lost: list[tuple[object, FlowFault]] = []
+        self.closed: list[tuple[int, str]] = []
+        self.echoes: list[bytes] = []
+        self.low: list = []
+        self.controls: list[bytes] = []
+        self.gate_counters = GateCounters()
+        self.table = PolicyTable(
+            parse_policy("accept *:*"), DenyList(), dns_addresses=[DNS.v4, DNS.v6 or b""]
+        )
+        self.engine = make_engine(
+            kind,
+            self,
+            memory_limit_bytes=memory_limit_bytes,
+            gate=lambda addresses: ExitGate(self.table, addresses, DNS, self.gate_counters),
+        )
+        if kind == "native":
+            self.engine.set_policy(self.table, DNS)
+        ours, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, self.tun):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        self.tun.setblocking(False)
+        self.tun_file = Tun.from_fd(ours.detach(), False, TUN_MTU)
+        self.endpoint: object = None
+
+    def on_link_up(self, link) -> None:
+        self.links.append(link)
+
+    def on_link_closed(self, link, code, reason) -> None:
+        self.closed.append((code, reason))
+
+    def on_control(self, link, message) -> None:
+        self.controls.append(message)
+
+    def on_flow_lost(self, flow, fault) -> None:
+        self.lost.append((flow, fault))
+
+    def on_echo_reply(self, flow, token) -> None:
+        self.echoes.append(token)
+
+    def on_meter_low(self, meter) -> None:
+        self.low.append(meter)
+
+    def read_tun(self) -> list[bytes]:
+        packets = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                packets.append(self.tun.recv(70000))
+        return packets
+
+
+class Chain:
+    """A client, relays and an exit in one process, each with an engine of its own kind."""
+
+    def __init__(self, nodes: Sequence[ChainNode]) -> None:
+        self.nodes = list(nodes)
+        self.hops = len(nodes) - 1
+        self.links: list[tuple[object, object]] = []
+        self.meters = [Meter() for _ in nodes]
+        self.onward = [Meter() for _ in nodes]
+        self.client = None
+        self.relays: list = []
+        self.exit = None
+
+    def add_circuit(
+        self,
+        circuit_id: int = 1,
+        roots: Sequence[bytes] = ROOTS,
+        addresses: InnerAddresses = CLIENT,
+        suite: int = 2,
+    ):
+        """Enter a circuit at every node, from the exit to the client."""
+        hops, nodes = self.hops, self.nodes
+        self.exit = nodes[-1].engine.exit(
+            roots[hops - 1], suite, self.links[-1][1], circuit_id, Price(self.meters[-1], 1), addresses
+        )
+        self.relays = [
+            nodes[i].engine.relay(
+                roots[i - 1],
+                suite,
+                self.links[i - 1][1],
+                circuit_id,
+                Price(self.meters[i], 1),
+                self.links[i][0],
+                circuit_id,
+                Price(self.onward[i], 1),
+            )
+            for i in range(hops - 1, 0, -1)
+        ][::-1]
+        self.client = nodes[0].engine.client(
+            roots[:hops], suite, self.links[0][0], circuit_id, Price(self.meters[0], 1), addresses
+        )
+        return self.client
+
+    async def until(self, done: Callable[[], bool], limit_s: float = 60) -> None:
+        with trio.fail_after(limit_s):
+            while not done():
+                await trio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def open_chain(kinds: Sequence[str], **options) -> AsyncIterator[Chain]:
+    """Nodes of these kinds in a row, linked; the first is the customer."""
+    chain = Chain([ChainNode(f"n{i}", kind, **options) for i, kind in enumerate(kinds)])
+    async with contextlib.AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for i, node in enumerate(chain.nodes):
+            stack.callback(node.tun.close)
+            stack.callback(node.tun_file.close)
+            is_client = i == 0
+            node.endpoint = await stack.enter_async_context(
+                open_links(
+                    [("127.0.0.1", 0)],
+                    None if is_client else node.identity,
+                    node.engine,
+                    role="customer" if is_client else "relay",
+                )
+            )
+            if i in (0, len(kinds) - 1):
+                node.engine.attach_tun(node.tun_file, by_source=is_client)
+
+                async def pump(node=node, is_client=is_client):
+                    await run_tun(node.engine, node.tun_file, node.endpoint.run_batch, may_rest=is_client)
+
+                nursery.start_soon(pump)
+        for near, far in zip(chain.nodes, chain.nodes[1:], strict=False):
+            link = await near.endpoint.dial(far.endpoint.addresses[0], far.identity.node_id)
+            await chain.until(lambda far=far: any(not found.is_dialler for found in far.links))
+            chain.links.append((link, next(found for found in far.links if not found.is_dialler)))
+        try:
+            yield chain
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def mixtures(hops: int) -> list[tuple[str, ...]]:
+    """All of one kind, and each kind at each place among the other."""
+    rows = [(kind,) * (hops + 1) for kind in KINDS]
+    if len(KINDS) > 1:
+        for odd in KINDS:
+            base = KINDS[1 - KINDS.index(odd)]
+            rows += [tuple(odd if i == at else base for i in range(hops + 1)) for at in range(hops + 1)]
+    return rows
