@@ -24,7 +24,8 @@ from overlay.demo.web import checksum
 pytestmark = pytest.mark.system
 
 ROTATION_S = 10  # the least that the configuration takes
-RECOVERY_LIMIT_S = 8.0
+RECOVERY_LIMIT_S = 20.0
+"""Two to eight seconds on a quiet machine; a busy one has less time for the echoes that find a death."""
 
 
 def row_of(lab: SystemLab, circuit_id: int) -> dict | None:
