@@ -8,7 +8,7 @@ allows port 443". Weights are `circuits.path_weights`; what depends on the relay
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import accumulate
 
@@ -24,7 +24,7 @@ from circuits.candidates import (
     show_price,
 )
 from circuits.handshake import Rng
-from circuits.path_weights import base_weights, share_weights, spare_factor
+from circuits.path_weights import base_weights, share_weights, spare_factor, stake_backing
 
 CACHE_ENTRIES = 16  # filtered lists kept by one index
 DRAWS = 24  # by weight, before everybody is looked at
@@ -102,11 +102,12 @@ class Selection:
             self._by_id = {entry.candidate.node_id: entry for entry in self.entries}
         return self._by_id
 
-    def share(self, entry: Entry) -> float:
-        """Return an entry's part (0 to 1) of the whole weight. Slow: for people and tests."""
-        index = self.entries.index(entry)
-        below = self._cumulative[index - 1] if index else 0.0
-        return (self._cumulative[index] - below) / self._cumulative[-1]
+    def shares(self) -> Iterator[tuple[Entry, float]]:
+        """Yield each entry with its part (0 to 1) of the whole weight: how likely it is to be drawn."""
+        below = 0.0
+        for entry, upto in zip(self.entries, self._cumulative, strict=True):
+            yield entry, (upto - below) / self._cumulative[-1]
+            below = upto
 
     def draw(self, accept: Callable[[Entry], bool], rng: Rng) -> Entry | None:
         """Return a random entry that `accept` takes, by weight; None if it takes none."""
@@ -163,6 +164,7 @@ class PathIndex:
         self._has_draining = any(c.is_draining for c in everyone)
         self._all_suites = set(self._suites)
         self._weights = base_weights(everyone)
+        self._backing = stake_backing(everyone)
         self._spare = spare_factor(everyone, self._weights)
         self.cheapest_relay = min((self._prices[i] for i in self._relays), default=0)
         self._common_families = frozenset[int]({4, 6}).intersection(*{e.families for e in self._entries})
@@ -255,6 +257,7 @@ class PathIndex:
             [self._weights[index] for index in left],
             [self._networks[index] for index in left],
             [self._operators[index] for index in left],
+            [self._backing[index] for index in left],
             [self._is_exit[index] for index in left] if spare < 1 else [],
             spare,
         )

@@ -23,6 +23,12 @@ CUT_AT_MOST = 1 + int(1 / OPERATOR_SHARE)
 """Only so many can be over that."""
 MEASURED_HEADROOM = 4
 """A relay is believed to have this many times what one circuit was seen to carry: others use it as well."""
+STAKE_ROOM = 1.0
+"""The usual stake stands behind so many times the usual capacity."""
+LEAST_BACKING = 0.01
+"""For who has no stake among those that have."""
+PRICE_BEND = 0.5
+"""A relay of the usual price or above counts two thirds of one that asks nothing."""
 LEAST_QUALITY = 0.02
 """So that a relay that was bad is drawn again now and then, and found to be better."""
 SPARE_EXITS = 0.02
@@ -40,8 +46,11 @@ def believed_capacity(candidate: Candidate, usual: float) -> float:
 
 
 def base_weights(candidates: Sequence[Candidate]) -> list[float]:
-    """Return capacity x quality, bent a little by price and stake: at most twofold each, for both are for
-    sale.
+    """Return capacity, as far as stake stands behind it, x quality, bent a little by price.
+
+    Stake buys no weight that capacity does not have, and capacity none that stake does not back, so an
+    attacker needs both, and gains nothing by splitting either among many nodes. A low price is easy to offer
+    for who wants to be chosen, so it counts for little beside the customer's own limit.
     """
     usual_capacity = _median(c.capacity_bytes_per_s for c in candidates) or 1.0
     usual_price = _median(c.price_wei_per_packet for c in candidates) or 1.0
@@ -49,12 +58,19 @@ def base_weights(candidates: Sequence[Candidate]) -> list[float]:
     weights = []
     for c in candidates:
         weight = believed_capacity(c, usual_capacity) / usual_capacity
-        weight *= min(max(c.quality, LEAST_QUALITY), 1.0)
-        weight *= 1 / (1 + min(c.price_wei_per_packet / usual_price, 1.0))
         if usual_stake:
-            weight *= 0.5 + 0.5 * min(c.stake_wei / usual_stake, 1.0)
-        weights.append(weight)
+            weight = min(weight, STAKE_ROOM * c.stake_wei / usual_stake)
+        weight *= min(max(c.quality, LEAST_QUALITY), 1.0)
+        weights.append(weight / (1 + PRICE_BEND * min(c.price_wei_per_packet / usual_price, 1.0)))
     return weights
+
+
+def stake_backing(candidates: Sequence[Candidate]) -> list[float]:
+    """Return for each relay how far its stake is the usual one, at most 1; 1 for all where none has any."""
+    usual = _median(c.stake_wei for c in candidates)
+    if not usual:
+        return [1.0] * len(candidates)
+    return [max(LEAST_BACKING, min(1.0, c.stake_wei / usual)) for c in candidates]
 
 
 def spare_factor(candidates: Sequence[Candidate], weights: Sequence[float]) -> float:
@@ -70,27 +86,28 @@ def share_weights(
     weights: Sequence[float],
     networks: Sequence[int],
     operators: Sequence[int],
+    backing: Sequence[float],
     exits: Sequence[bool],
     spare: float,
 ) -> list[float]:
     """Mix weights with chance, and cap each network's and each operator's part.
 
-    The columns are of one length; networks and operators are small numbers, the same for the same one. Where
-    `exits` (may be empty for none) says so, both parts get the factor `spare`. The result adds up to at most
-    1.
+    The columns are of one length; networks and operators are small numbers, the same for the same one.
+    `backing` (0 to 1) is a factor of the chance, as `stake_backing` returns it. Where `exits` (may be empty
+    for none) says so, both parts get the factor `spare`. The result adds up to at most 1.
     """
     if not weights:
         return []
     crowds = [0] * (max(networks) + 1)
     for network in networks:
         crowds[network] += 1
-    chances = [1 / crowds[network] for network in networks]
+    chances = [b / crowds[network] for network, b in zip(networks, backing, strict=True)]
     if exits:
         weights = [w * spare if e else w for w, e in zip(weights, exits, strict=True)]
         chances = [c * spare if e else c for c, e in zip(chances, exits, strict=True)]
     total = sum(weights)
     scale = (1 - CHANCE_SHARE) / total if total > 0 else 0.0
-    chance = CHANCE_SHARE / sum(chances)
+    chance = CHANCE_SHARE / (sum(chances) or 1.0)
     mixed = [w * scale + c * chance for w, c in zip(weights, chances, strict=True)]
     if len(networks) > crowds[networks[0]]:  # else it is a test network on one machine
         mixed = _cap(mixed, networks)

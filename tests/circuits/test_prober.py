@@ -141,7 +141,7 @@ def test_a_slow_liar_loses_its_weight():
 
     def share(candidates):
         exits = PathIndex(candidates).select(Position.EXIT, Constraints())
-        return sum(exits.share(entry) for entry in exits.entries if entry.candidate.node_id in false)
+        return sum(part for entry, part in exits.shares() if entry.candidate.node_id in false)
 
     def measured(candidate):
         figures = world.book.figures(candidate.node_id, UNIX_S + 300 * 60)
