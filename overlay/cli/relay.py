@@ -13,6 +13,7 @@ _LISTEN = click.option(
     "--listen", metavar="ADDRESS", help="UDP address to answer on, or several with commas."
 )
 _ADVERTISE = click.option("--advertise", metavar="ADDRESS", help="Address that others reach it at.")
+_PRICE = click.option("--price", metavar="PRICE", help='What it asks, such as "0.05 per GB" (relay.price).')
 
 
 @click.command(
@@ -27,13 +28,14 @@ _ADVERTISE = click.option("--advertise", metavar="ADDRESS", help="Address that o
 @common_options
 @_LISTEN
 @_ADVERTISE
-def relay(common: Common, listen: str | None, advertise: str | None) -> None:
+@_PRICE
+def relay(common: Common, listen: str | None, advertise: str | None, price: str | None) -> None:
     """Carry other people's traffic between relays, until stopped.
 
     A relay sees its two neighbours on each path and nothing of what is carried, and nothing leaves to the
     internet from it.
     """
-    _run(common, listen, advertise, as_exit=False)
+    _run(common, listen, advertise, price, as_exit=False)
 
 
 @click.command(
@@ -60,16 +62,20 @@ def relay(common: Common, listen: str | None, advertise: str | None) -> None:
 @common_options
 @_LISTEN
 @_ADVERTISE
-def exit_command(common: Common, listen: str | None, advertise: str | None) -> None:
+@_PRICE
+def exit_command(common: Common, listen: str | None, advertise: str | None, price: str | None) -> None:
     """Be a relay that also lets customers' traffic out to the internet, until stopped."""
-    _run(common, listen, advertise, as_exit=True)
+    _run(common, listen, advertise, price, as_exit=True)
 
 
-def _run(common: Common, listen: str | None, advertise: str | None, *, as_exit: bool) -> None:
+def _run(
+    common: Common, listen: str | None, advertise: str | None, price: str | None, *, as_exit: bool
+) -> None:
     config = common.load(
         [
             override_of("--listen", "relay", "listen", listen),
             override_of("--advertise", "relay", "advertise", advertise),
+            override_of("--price", "relay", "price", price),
         ]
     )
     require(config, "relay")

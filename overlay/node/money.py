@@ -296,6 +296,10 @@ class Money:
         """Why circuits on a link cannot be paid just now, as a sentence."""
         return self.desk.explain(link, trio.current_time())
 
+    def set_price(self, wei_per_packet: int) -> None:
+        """The operator asks another price."""
+        self._price_wei = wei_per_packet
+
     def allow(self, left_wei: int | None) -> None:
         """Give no more than `left_wei` from now on (None: no limit)."""
         self._do_now(self.desk.allow(left_wei, trio.current_time()))

@@ -19,6 +19,7 @@ import trio
 from circuits.building.messages import Address, ExitAddresses, ExitHere
 from circuits.building.relay import RelayBuild
 from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
+from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET
 from overlay.directory import Directory
 from overlay.duty import Duty
 from overlay.engine.interface import FlowFault, FlowHandle, Price
@@ -322,6 +323,15 @@ class RelayNode:
             towards, onward = towards + meters[0].packets, onward + meters[1].packets
         return towards, onward
 
+    def reprice(self, wei_per_packet: int) -> None:
+        """Ask another price of circuits that come, and publish it."""
+        self.switch.set_price(wei_per_packet)
+        if self.money is not None:
+            self.money.set_price(wei_per_packet)
+        if self.discovery is not None:
+            self.discovery.set_price(wei_per_packet)
+        log.info("price changed", wei_per_packet=wei_per_packet)
+
     def change_duty(self, duty: Duty) -> None:
         """Take new circuits, or not; end those there are when the relay is to carry nothing."""
         if duty is Duty.SHUT:
@@ -480,6 +490,14 @@ class _Local:
                 raise LocalControlError(f"limit_s must be from 0 to {MAX_DRAIN_S:g} seconds")
             self._node.duty.roster.drain(trio.current_time() + limit_s)
             return {"circuits": self._node.switch.circuit_count}
+        if method == "reprice":
+            price = params.get("wei_per_packet")
+            if not isinstance(price, int) or not 0 <= price <= MAX_PRICE_WEI_PER_PACKET:
+                raise LocalControlError(f"a price is from 0 to {MAX_PRICE_WEI_PER_PACKET} wei per packet")
+            if self._node.money is None:
+                raise LocalControlError("it runs without payments and charges nothing")
+            self._node.reprice(price)
+            return {}
         if self._node.money is not None and method == "tabs":
             return self._node.money.status()
         if self._node.money is not None and method.startswith("wallet"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from overlay.describe import describe_node
@@ -53,6 +54,12 @@ class RelayDiscovery:
         """Run, in the node's nursery."""
         self.discovery.start()
         self._nursery.start_soon(self.publisher.run)
+
+    def set_price(self, wei_per_packet: int) -> None:
+        """Say another price in the descriptor, from now on."""
+        relay = replace(self._config.relay, price_wei_per_packet=wei_per_packet)
+        self._config = replace(self._config, relay=relay)
+        self.publisher.refresh()
 
     # -- what Discovery asks of its host
 

@@ -182,6 +182,10 @@ class CircuitSwitch(Generic[L]):
         """The flows of all circuits that stand."""
         return list(self._by_flow)
 
+    def set_price(self, wei_per_packet: int) -> None:
+        """Ask this of circuits that come; those that stand keep their price."""
+        self._price = wei_per_packet
+
     # -- links
     # ------------------------------------------------------------------------------------------------------
 
