@@ -155,9 +155,8 @@ class Desk(Generic[L]):
         if back is not None and price_out and back in self.links:
             paying = self.links[back].paying
             if paying is not None:
-                return self._acts(
-                    back, "paying", [*paying.want(now), *paying.add_circuit(price_out, now)], now
-                )
+                acts = self.want(back, now)
+                return [*acts, *self._acts(back, "paying", paying.add_circuit(price_out, now), now)]
         return []
 
     def circuit_down(self, circuit: object, now: float) -> list[Act[L]]:
@@ -178,7 +177,9 @@ class Desk(Generic[L]):
     def want(self, link: L, now: float) -> list[Act[L]]:
         """A paid circuit is about to go out on a link: have its purse ready, unless another link has it."""
         paying = self._paying_on(link)
-        if paying is None or self._attached.setdefault(_own_name(paying.payee), link) is not link:
+        if paying is None:
+            return []
+        if paying.payee and self._attached.setdefault(_own_name(paying.payee), link) is not link:
             return []
         return self._acts(link, "paying", paying.want(now), now)
 
@@ -194,7 +195,7 @@ class Desk(Generic[L]):
         if tabs.paying is None:
             return "it is not known whom to pay"
         other = self._attached.get(_own_name(tabs.paying.payee))
-        if other is not None and other is not link:
+        if tabs.paying.payee and other is not None and other is not link:
             return "its account is being paid over another link"
         return tabs.paying.explain()
 
