@@ -90,6 +90,16 @@ class EndorsedListings:
         self.refused = 0
         """Listings without their identity's word, in the last `root_list`."""
 
+    def trust(self, listings: Iterable[Listing], refused: frozenset[bytes]) -> None:
+        """Take it that the endorsements of `listings` were checked before, and held but for those payees."""
+        self._checked = {
+            (one.identity, one.payee, one.endorsement): one.payee not in refused for one in listings
+        }
+
+    def refused_payees(self) -> frozenset[bytes]:
+        """Return the payees whose listings were without their identity's word in the last `root_list`."""
+        return frozenset(payee for (_, payee, _), holds in self._checked.items() if not holds)
+
     def root_list(self, listings: Iterable[Listing]) -> RootList:
         """Return the members among `listings`: those whose identity has signed for the payee."""
         members = []

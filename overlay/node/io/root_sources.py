@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
-from overlay.errors import OverlayError
-from overlay.gossip.roots import RootList, root_list_of_seed_list
+from overlay.errors import FileError, OverlayError
+from overlay.gossip.roots import EndorsedListings, RootList, root_list_of_seed_list
+from overlay.io.files import read_private, write_atomic
 from overlay.logs import get_logger
 from overlay.node.io.files import load_seed_list
+from payments.errors import ChainError, DecodeError
+from payments.io.chain.registry import RegistryFollower
+from payments.io.chain.rpc import Rpc
+from payments.registry_index import MAX_INDEX_BYTES, RegistryIndex, decode_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from overlay.config.model import Config
 
 FILE_CHECK_S = 5.0
+POLL_S = 6.0
+"""Between two looks at the chain: about a block."""
+FIRST_POLL_S = 10.0
+REGISTRY_FILE = "registry"
+MAX_REGISTRY_BYTES = 2 * MAX_INDEX_BYTES
 
 log = get_logger("discovery")
 
@@ -63,6 +75,114 @@ class SeedListSource:
         return status.st_mtime_ns, status.st_size
 
 
-def make_source(config: Config) -> SeedListSource:
+class _Stored(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The registry's file: an index, and the payees whose endorsements did not hold when it was written."""
+
+    index: bytes
+    refused: tuple[bytes, ...]
+
+
+class RegistrySource:
+    """The registry, followed on the chain; what was read is kept on disk and used when nothing answers."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is read yet."""
+        payments = config.payments
+        self._config = config
+        self._path = config.state_dir / REGISTRY_FILE
+        self._listings = EndorsedListings(payments.chain_id, payments.registry)
+        self._index = RegistryIndex(payments.chain_id, payments.registry)
+        self._disk_problem = ""
+        self._chain_problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why the list may be old or cannot be kept."""
+        return self._chain_problem or self._disk_problem
+
+    async def load(self) -> RootList:
+        """Return what is on disk; where nothing is, what the chain says within FIRST_POLL_S."""
+        await trio.to_thread.run_sync(self._read)
+        if self._index.tip is None:
+            async with self._follow() as follower:
+                with trio.move_on_after(FIRST_POLL_S):
+                    await self._poll(follower)
+            await self._save()
+        return self._listings.root_list(self._index.listings.values())
+
+    async def run(self, changed: Callable[[RootList], None]) -> None:
+        """Follow the registry until cancelled."""
+        async with self._follow() as follower:
+            while True:
+                if await self._poll(follower):
+                    roots = self._listings.root_list(self._index.listings.values())
+                    if self._listings.refused:
+                        log.info("registry entries ignored", count=self._listings.refused)
+                    changed(roots)
+                    await self._save()
+                await trio.sleep(POLL_S)
+
+    @asynccontextmanager
+    async def _follow(self) -> AsyncIterator[RegistryFollower]:
+        config = self._config
+        async with Rpc(config.payments.rpc, config.payments.chain_id) as rpc:
+            yield RegistryFollower(
+                rpc,
+                self._index,
+                start_block=config.network.registry_start,
+                confirmations=config.payments.confirmations,
+            )
+
+    async def _poll(self, follower: RegistryFollower) -> bool:
+        before = follower.reorganisations
+        try:
+            changed = await follower.poll()
+        except ChainError as error:
+            if not self._chain_problem:
+                log.warning("the registry is not read", reason=str(error))
+            known = "what was known before is used" if self._index.tip is not None else "nobody is known"
+            self._chain_problem = f"the registry cannot be read, and {known}: {error}"
+            return False
+        self._chain_problem = ""
+        if follower.disputed:
+            self._chain_problem = (
+                f"the chain's endpoints (payments.rpc) do not agree on {follower.disputed} relays of the "
+                "registry: what was known before is used"
+            )
+        if follower.reorganisations > before:
+            log.warning("the chain was reorganised", tip=self._index.tip.number if self._index.tip else 0)
+        return changed
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        try:
+            stored = _stored_decoder.decode(read_private(self._path, "registry's copy", MAX_REGISTRY_BYTES))
+            payments = self._config.payments
+            self._index = decode_index(stored.index, payments.chain_id, payments.registry)
+        except (FileError, DecodeError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+            log.warning("the registry's stored copy is not used", reason=str(error))
+            return
+        self._listings.trust(self._index.listings.values(), frozenset(stored.refused))
+
+    async def _save(self) -> None:
+        if self._index.tip is None:
+            return
+        refused = tuple(sorted(self._listings.refused_payees()))
+        data = msgspec.msgpack.encode(_Stored(self._index.encode(), refused))
+        try:
+            await trio.to_thread.run_sync(write_atomic, self._path, data)
+        except FileError as error:
+            if not self._disk_problem:
+                log.error("the registry's copy is not stored", reason=str(error))
+            self._disk_problem = f"the registry's copy is not stored: {error}"
+        else:
+            self._disk_problem = ""
+
+
+_stored_decoder = msgspec.msgpack.Decoder(_Stored)
+
+
+def make_source(config: Config) -> SeedListSource | RegistrySource:
     """Return the source that the configuration asks for."""
-    return SeedListSource(config)
+    return RegistrySource(config) if config.uses_registry else SeedListSource(config)

@@ -58,6 +58,7 @@ class DevNode:
         self._blocks: list[dict[str, object]] = []
         self._mutex = threading.Lock()
         self._last_block_at = 0.0
+        self._logs: list[dict[str, object]] = []
         self._mine([])
 
     def answer(self, method: str, params: list[Any]) -> object:
@@ -168,6 +169,16 @@ class DevNode:
     def _do_eth_call(self, call: dict[str, str], tag: str = "latest") -> str:
         return "0x" + self._try(call)[0].hex()
 
+    def _do_eth_getLogs(self, query: dict[str, str]) -> object:  # noqa: N802
+        first = int(query["fromBlock"], 16)
+        last = len(self._blocks) if query["toBlock"] == "latest" else int(query["toBlock"], 16)
+        return [
+            log
+            for log in self._logs
+            if log["address"] == query["address"].lower()
+            and first <= int(str(log["blockNumber"]), 16) <= last
+        ]
+
     def _do_eth_estimateGas(self, call: dict[str, str], tag: str = "latest") -> str:  # noqa: N802
         used = self._try(call)[1]
         refund = 0 if self._evm.result is None else int(self._evm.result.gas_refunded)
@@ -196,6 +207,16 @@ class DevNode:
         self._evm.set_balance(sender, max(0, self._evm.get_balance(sender) - used * price))
         self._nonces[sender.lower()] = int(fields["nonce"]) + 1
         block = self._mine([found])
+        if ok and self._evm.result is not None:
+            self._logs += [
+                {
+                    "address": str(log.address).lower(),
+                    "topics": [str(topic) for topic in log.topics],
+                    "blockNumber": block["number"],
+                    "transactionHash": found,
+                }
+                for log in self._evm.result.logs
+            ]
         self._receipts[found] = {
             "transactionHash": found,
             "blockNumber": block["number"],
