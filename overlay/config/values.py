@@ -10,13 +10,14 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET, Address
 from overlay.errors import DecodeError
 from overlay.identity import NodeId, parse_node_id
-from payments.pricing import parse_coin, wei_per_packet
+from payments.pricing import WEI_PER_COIN, parse_coin, wei_per_packet
 
 T = TypeVar("T")
 Parser = Callable[[object], T]
@@ -251,13 +252,14 @@ def amount_wei(value: object) -> int:
     try:
         if not unit:
             return parse_coin(number)
-        scale = _WEI_UNITS[unit.strip().lower()]
-        wei = parse_coin(number) * scale
-    except (ValueError, KeyError):
+        wei = Fraction(number) * _WEI_UNITS[unit.strip().lower()]
+    except (ValueError, KeyError, ZeroDivisionError):
         raise ValueError(hint) from None
-    if wei % 10**18:
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) is None or wei > 10**12 * WEI_PER_COIN:
+        raise ValueError(hint)
+    if wei.denominator != 1:
         raise ValueError("must be whole wei")
-    return wei // 10**18
+    return int(wei)
 
 
 def price_wei_per_packet(value: object) -> int:

@@ -1,4 +1,5 @@
-"""Captures: `python -m overlay.demo.capture DEVICE FILE` writes what passes a device into a pcap file.
+"""Captures: `python -m overlay.demo.capture DEVICE FILE [BYTES]` writes what passes a device (of each packet
+at most BYTES) into a pcap file.
 
 In place of tcpdump, which insists on changing its user and so does not run in a user namespace. Super-packets
 appear whole, as the device carries them, unless the link is segmented (`links.Links.segment`). Prints `ready`
@@ -58,6 +59,7 @@ def read_capture(path: Path) -> list[CapturedPacket]:
 def main() -> None:
     """Capture until SIGTERM."""
     device, path = sys.argv[1], Path(sys.argv[2])
+    most = int(sys.argv[3]) if len(sys.argv) > 3 else _MAX_PACKET_BYTES
     ending = False
     wake, wake_up = socket.socketpair()
 
@@ -76,14 +78,14 @@ def main() -> None:
         tap.setblocking(False)
         ethernet = tap.getsockname()[3] == _ARPHRD_ETHER
         link_type = LINKTYPE_ETHERNET if ethernet else LINKTYPE_RAW
-        file.write(struct.pack("<IHHiIII", _PCAP_MAGIC, 2, 4, 0, 0, _MAX_PACKET_BYTES, link_type))
+        file.write(struct.pack("<IHHiIII", _PCAP_MAGIC, 2, 4, 0, 0, most, link_type))
         print("ready", flush=True)
         written = 0
         while True:
             last = ending  # what was sent before the signal is in the buffer by now
             try:
                 while True:
-                    packet = tap.recv(_MAX_PACKET_BYTES)
+                    packet = tap.recv(most)
                     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
                     file.write(struct.pack("<IIII", seconds, nanos // 1000, len(packet), len(packet)))
                     file.write(packet)

@@ -165,10 +165,13 @@ class Links:
         counters: dict[str, list[int]] = json.loads(last[0]) if last and last[0].startswith("{") else {}
         return counters
 
-    def capture(self, name: str, *, device: str = "eth0") -> Capture:
-        """Start capturing on a device of a host (or of the hub: its devices are named after the hosts)."""
+    def capture(self, name: str, *, device: str = "eth0", most_bytes: int | None = None) -> Capture:
+        """Start capturing on a device of a host (or of the hub: its devices are named after the hosts), at
+        most `most_bytes` of each packet.
+        """
         number = sum(1 for _ in self._lab.path.glob("*.pcap")) + 1
-        return Capture(self._lab, name, device, self._lab.path / f"{number:03d}-{name}-{device}.pcap")
+        path = self._lab.path / f"{number:03d}-{name}-{device}.pcap"
+        return Capture(self._lab, name, device, path, most_bytes)
 
     def _host(self, name: str) -> Host:
         try:
@@ -180,13 +183,14 @@ class Links:
 class Capture:
     """A running capture. Sees every packet from the constructor's return on. Context manager."""
 
-    def __init__(self, lab: Lab, name: str, device: str, path: Path) -> None:
+    def __init__(self, lab: Lab, name: str, device: str, path: Path, most_bytes: int | None = None) -> None:
         """Start it. Raises LabError if it does not start, for example because there is no such device."""
         self.path = path
         self.missed = 0  # after `stop`: packets lost for want of room, which the file lacks
         self._lab = lab
         self._log = path.stem
-        self._process = lab.python(name, "overlay.demo.capture", device, str(path), log=self._log)
+        limit = [] if most_bytes is None else [str(most_bytes)]
+        self._process = lab.python(name, "overlay.demo.capture", device, str(path), *limit, log=self._log)
 
         def ready() -> bool:
             if not self._process.running:

@@ -152,6 +152,9 @@ seed_list_key = "{NODE.name}"
         ("[payments]\nrpc = ['http://a/', 'ftp://b/']", '"ftp://b/" must be the URL'),
         ("[payments]\npurses = '0x12'", "must be an account"),
         ("[payments]\npurse_deposit = 0.5", 'do you mean "0.5"?'),
+        ("[payments]\npurse_deposit = '1/0 wei'", "must be an amount in the chain's coin"),
+        ("[payments]\npurse_deposit = '0.5 wei'", "must be whole wei"),
+        ("[payments]\npurse_deposit = '1e30 wei'", "must be an amount in the chain's coin"),
         ("[payments]\npurse_deposit = '-1'", "must be an amount in the chain's coin"),
         ("[payments]\npurse_deposit = '1 mwei gwei'", "must be an amount in the chain's coin"),
         ("[payments]\nmax_window = '1 pound'", "must be an amount in the chain's coin"),
@@ -347,6 +350,8 @@ passphrase_file = "secret"
     assert config.key_file == Path("/home/ann/.local/state/hopfare/key.json")
     assert config.passphrase_file == Path("/etc/hopfare/secret")
     assert check_payments(config) == []
+    large = parse("[payments]\nmax_window = '600000000000000.0 wei'")
+    assert large.payments.max_window_wei == 6 * 10**14
     assert parse("[relay]\nprice = '7 wei / packet'").relay.price_wei_per_packet == 7
     assert parse("[relay]\nprice = '1 wei per GB'").relay.price_wei_per_packet == 1, "rounded up"
 
