@@ -119,9 +119,11 @@ def _cap(weights: list[float], owners: Sequence[int]) -> list[float]:
     sums = [0.0] * (max(owners) + 1)
     for owner, weight in zip(owners, weights, strict=True):
         sums[owner] += weight
-    present = len(set(owners))
+    total = sum(weights)
+    if max(sums) <= OPERATOR_SHARE * total:
+        return weights
     largest = sorted(sums, reverse=True)[:CUT_AT_MOST]
-    limit = _limit(largest, sum(weights), present)
+    limit = _limit(largest, total, len(set(owners)))
     if largest[0] <= limit:
         return weights
     factors = [limit / part if part > limit else 1.0 for part in sums]
