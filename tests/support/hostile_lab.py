@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from labkit import CLIENT, PROXY, Completed, SystemLab, wait_until
 
@@ -61,8 +61,16 @@ def replaced(
             node.wait_ready()
 
 
-def hostile(lab: SystemLab, node: Node, *, env: Mapping[str, str] | None = None) -> Any:
-    return replaced(lab, node, [sys.executable, str(HOSTILE_RELAY), *arguments_of(node)], env=env)
+def hostile(lab: SystemLab, nodes: Sequence[Node]) -> None:
+    """Run these relays by the adversarial program instead, until they are killed."""
+    for node in nodes:
+        if node.process is not None:
+            node.process.send_signal(signal.SIGTERM)
+    for node in nodes:
+        node.stop()
+        start_as(lab, node, [sys.executable, str(HOSTILE_RELAY), *arguments_of(node)], wait=False)
+    for node in nodes:
+        node.wait_ready()
 
 
 def page(lab: SystemLab, url: str = URL, *, user: str | None = None, timeout_s: float = 10.0) -> Completed:

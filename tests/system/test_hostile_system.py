@@ -4,7 +4,6 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from ipaddress import ip_network
 from typing import Any
 
@@ -34,11 +33,14 @@ def bad(running_world: SystemLab) -> Iterator[dict[str, Node]]:
     lab.put_right()
     names = {"guard": "r1", "other guard": "r3", "middle": "r2", "exit": "r5"}
     nodes = {place: lab.relay(name) for place, name in names.items()}
-    with ExitStack() as stack:
-        for node in nodes.values():
-            stack.enter_context(hostile(lab, node))
+    try:
+        hostile(lab, list(nodes.values()))
         yield nodes
-    lab.stop_client()
+    finally:
+        lab.stop_client()
+        for node in nodes.values():
+            node.kill()
+        lab.put_right()
 
 
 @pytest.fixture(autouse=True)
