@@ -29,6 +29,7 @@ COMMANDS = {
     "wallet": ("overlay.cli.wallet:wallet", "This node's account: money, purses, funding."),
     "earnings": ("overlay.cli.earnings:earnings", "What this node earned, by day and neighbour."),
     "redeem": ("overlay.cli.earnings:redeem", "Claim what was earned on the chain, now."),
+    "stake": ("overlay.cli.stake:stake", "This relay's entry in the registry, and its stake."),
     "pricing": ("overlay.cli.pricing:pricing", "Show or set what this relay asks for."),
     "descriptor": ("overlay.cli.descriptor:descriptor", "Export this node's descriptor, or show one."),
     "backup": ("overlay.cli.backup:backup", "Write this node into one encrypted file."),

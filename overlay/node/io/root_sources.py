@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from overlay.config.model import Config
 
 FILE_CHECK_S = 5.0
-POLL_S = 6.0
-"""Between two looks at the chain: about a block."""
+POLL_S = 2.0
+MAX_POLL_S = 12.0
+"""Between two looks at the chain: about a block, whatever a block's time is there."""
 FIRST_POLL_S = 10.0
 REGISTRY_FILE = "registry"
 MAX_REGISTRY_BYTES = 2 * MAX_INDEX_BYTES
@@ -113,14 +114,19 @@ class RegistrySource:
     async def run(self, changed: Callable[[RootList], None]) -> None:
         """Follow the registry until cancelled."""
         async with self._follow() as follower:
+            poll_s = POLL_S
             while True:
+                before = self._index.tip
                 if await self._poll(follower):
                     roots = self._listings.root_list(self._index.listings.values())
                     if self._listings.refused:
                         log.info("registry entries ignored", count=self._listings.refused)
                     changed(roots)
                     await self._save()
-                await trio.sleep(POLL_S)
+                # Twice as long after a look that found no new block, half as long after one that did.
+                poll_s = poll_s * 2 if self._index.tip == before else poll_s / 2
+                poll_s = min(max(poll_s, POLL_S), MAX_POLL_S)
+                await trio.sleep(poll_s)
 
     @asynccontextmanager
     async def _follow(self) -> AsyncIterator[RegistryFollower]:

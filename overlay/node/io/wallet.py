@@ -17,6 +17,8 @@ import trio
 from overlay.errors import ConfigError
 from overlay.node.io.account import LEDGER_FILE, AskPassphrase, open_account
 from overlay.node.io.local import lock_state
+from overlay.node.io.stake import METHODS as STAKE_METHODS
+from overlay.node.io.stake import StakeDesk
 from overlay.node.io.wallet_view import WalletView
 from payments import abi
 from payments.books import Domain
@@ -114,6 +116,9 @@ class Wallet(WalletView):
                 return await self.redeem(dry_run=bool(params.get("dry_run")))
             case "wallet-earnings":
                 return await self.earnings(int(params.get("first_day", 0)))
+        if method in STAKE_METHODS:
+            desk = StakeDesk(self._payments, self._chain, self._address, self._payee, self._do_registry)
+            return await desk.handle(method, params)
         raise LookupError(f"there is no method {method[:40]}")
 
     async def deposit(self, payee: bytes, wei: int, *, is_new: bool) -> dict[str, Any]:
@@ -254,6 +259,13 @@ class Wallet(WalletView):
                         f"there is no money in the purse of {checksum_address(address)}"
                     ) from None
             raise
+        return await self._sender.wait(sent)
+
+    async def _do_registry(self, signature: str, *arguments: object, kind: str, value_wei: int) -> Receipt:
+        if value_wei:
+            await self._must_have(value_wei)
+        data = abi.encode_call(signature, *arguments)
+        sent = await self._sender.send(self._payments.registry, data, kind=kind, value_wei=value_wei)
         return await self._sender.wait(sent)
 
     async def _finish_claim(self, payer: bytes, due_wei: int, receipt: Receipt) -> None:
