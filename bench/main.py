@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, rougher numbers")
-    parser.add_argument("--backends", default="qh3,aioquic", help="QUIC libraries to measure (default: both)")
+    parser.add_argument("--backends", default="native,qh3,aioquic", help="what carries (default: all)")
     parser.add_argument("--hops", type=int, default=3, help="relays in the chain (default: 3)")
     parser.add_argument("--circuits", type=int, default=300, help="circuits for the memory figure")
     parser.add_argument(

@@ -38,7 +38,13 @@ from overlay.cli.manual import ManualCommand
 @click.option(
     "--socks", default="127.0.0.1:1080", show_default=True, metavar="ADDRESS", help="Where the proxy answers."
 )
-@click.option("--quic", default="qh3", show_default=True, type=click.Choice(["qh3", "aioquic", "mixed"]))
+@click.option(
+    "--quic",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "native", "qh3", "aioquic", "mixed"]),
+    help="What carries packets: the native engine, or the Python one on one of its QUIC libraries.",
+)
 @click.option("--once", is_flag=True, help="Show it once and end, instead of running until Ctrl-C.")
 @click.option(
     "--money/--no-money",

@@ -171,6 +171,15 @@ class Node:
             raise LabError(f"{self.name} ended with {code}: {said or 'it said nothing'}")
 
 
+def carrier(quic: str) -> dict[str, Value]:
+    """Return what [node] says for the native engine ("native"), the Python engine on "qh3" or "aioquic", or
+    whichever there is ("auto").
+    """
+    if quic in ("auto", "native"):
+        return {"engine": quic}
+    return {"engine": "python", "quic": quic}
+
+
 class Fleet:
     """All nodes of one lab."""
 
@@ -179,14 +188,14 @@ class Fleet:
         lab: Lab,
         *,
         exits: int = 2,
-        quic: str | Mapping[str, str] = "qh3",
+        quic: str | Mapping[str, str] = "auto",
         overrides: Mapping[str, Settings] | None = None,
         money: Money | None = None,
     ) -> None:
         """Set up the lab's relays; the last `exits` of them are exits.
 
-        `quic` is the back end of all nodes, or of each by name; `overrides` are settings by node name, those
-        under "" for all relays. With `money` each node has an account with coins, and relays ask a price.
+        `quic` is what carries packets at all nodes, or at each by name (see ``carrier``); `overrides` are
+        settings by node name, those under "" for all relays. With `money` each node has an account with coins, and relays ask a price.
         """
         if not 0 <= exits <= len(lab.relays):
             raise LabError(f"{exits} exits among {len(lab.relays)} relays")
@@ -259,7 +268,7 @@ class Fleet:
         """
         settings = merge(
             {
-                "node": {"quic": self._backend(name)},
+                "node": carrier(self._quic_of(name)),
                 "network": self._network_settings(),
                 "client": {"socks": ["127.0.0.1:1080"]},
             },
@@ -302,8 +311,8 @@ class Fleet:
         node.settings = merge({"payments": account}, node.settings)
         node.configure({})
 
-    def _backend(self, name: str) -> str:
-        return self._quic if isinstance(self._quic, str) else self._quic.get(name, "qh3")
+    def _quic_of(self, name: str) -> str:
+        return self._quic if isinstance(self._quic, str) else self._quic.get(name, "auto")
 
     def _network_settings(self) -> dict[str, Value]:
         return {
@@ -315,7 +324,7 @@ class Fleet:
 
     def _relay_settings(self, index: int, host: Host, role: str) -> dict[str, dict[str, Value]]:
         settings: dict[str, dict[str, Value]] = {
-            "node": {"quic": self._backend(host.name)},
+            "node": carrier(self._quic_of(host.name)),
             "network": self._network_settings(),
             "relay": {
                 "listen": [f"{host.ipv4}:{PORT}", f"[{host.ipv6}]:{PORT}"],

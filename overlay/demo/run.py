@@ -37,7 +37,13 @@ from overlay.node.io.local import call_local
 
 EXITS = 2
 WEB = "www.demo.test"
-BIG_BYTES = {"qh3": 50_000_000, "aioquic": 10_000_000, "mixed": 10_000_000}
+BIG_BYTES = {
+    "auto": 50_000_000,
+    "native": 200_000_000,
+    "qh3": 50_000_000,
+    "aioquic": 10_000_000,
+    "mixed": 10_000_000,
+}
 INTERNET_VARIABLE = "HOPFARE_DEMO_INTERNET"
 PLAIN_EVERY_S = 10.0
 SETTLE_TIMEOUT_S = 120.0
@@ -51,8 +57,8 @@ class DemoOptions:
     relays: int = 6
     hops: int = 3
     socks: str = "127.0.0.1:1080"
-    quic: str = "qh3"
-    """qh3, aioquic, or mixed: both, in turn."""
+    quic: str = "auto"
+    """auto, native (engine), qh3, aioquic, or mixed: every other relay on aioquic."""
     once: bool = False
     plain: bool = False
     money: bool = True

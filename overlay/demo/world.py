@@ -33,7 +33,7 @@ class World:
         *,
         relays: int = 6,
         exits: int = 2,
-        quic: str | Mapping[str, str] = "qh3",
+        quic: str | Mapping[str, str] = "auto",
         overrides: Mapping[str, Settings] | None = None,
         rootless: bool | None = None,
         parent: Path | None = None,

@@ -12,7 +12,7 @@ from watching import (
     visit,
 )
 
-from overlay.demo.fleet import Node
+from overlay.demo.fleet import Node, carrier
 from overlay.demo.web import checksum
 
 pytestmark = pytest.mark.system
@@ -92,24 +92,27 @@ def test_a_relay_knows_its_neighbours_only(lab: SystemLab) -> None:
     assert {guard.id, leave.id} <= names
 
 
-def test_both_quic_libraries_carry_circuits_together(lab: SystemLab) -> None:
+def test_engines_and_quic_libraries_carry_circuits_together(lab: SystemLab) -> None:
     lab.stop_client()
     odd, even = lab.relays[::2], lab.relays[1::2]
     try:
         _restart(odd, "aioquic")
-        for own in ("qh3", "aioquic"):
-            # Four of six relays, three of each kind: both kinds are on every path.
-            _use(lab, own, {"aioquic", "qh3"}, odd)
-        _restart(even, "aioquic")
-        _use(lab, "aioquic", {"aioquic"}, lab.relays)
+        # Four of six relays, three of each kind: both kinds are on every path.
+        for own in ("auto", "aioquic"):
+            _use(lab, own, {"aioquic", "auto"}, {"aioquic": odd, "auto": even})
+        _restart(even, "qh3")
+        for own in ("auto", "qh3"):
+            _use(lab, own, {"aioquic", "qh3"}, {"aioquic": odd, "qh3": even})
+        _restart(odd, "auto")
+        _use(lab, "auto", {"auto", "qh3"}, {"auto": odd, "qh3": even})
     finally:
         lab.stop_client()
-        _restart(lab.relays, "qh3")
+        _restart(lab.relays, "auto")
 
 
-def _restart(nodes: list[Node], backend: str) -> None:
+def _restart(nodes: list[Node], quic: str) -> None:
     for node in nodes:
-        node.configure({"node": {"quic": backend}})
+        node.configure({"node": carrier(quic)})
         if node.process is not None:
             node.process.send_signal(15)
     for node in nodes:
@@ -119,9 +122,9 @@ def _restart(nodes: list[Node], backend: str) -> None:
         node.wait_ready()
 
 
-def _use(lab: SystemLab, own: str, expected: set[str], on_aioquic: list[Node]) -> None:
-    lab.client({"client": {"hops": 4}, "node": {"quic": own}})
+def _use(lab: SystemLab, own: str, expected: set[str], kinds: dict[str, list[Node]]) -> None:
+    lab.client({"client": {"hops": 4}, "node": carrier(own)})
     row = circuit_that_carries(lab, lambda: download(lab), least=LEAST_PACKETS)
-    assert {"aioquic" if node in on_aioquic else "qh3" for node in path_of(lab, row)} == expected
+    assert {kind for node in path_of(lab, row) for kind, nodes in kinds.items() if node in nodes} == expected
     assert lab.client_curl("http://v6only.demo.test/ip").check().text in exit_addresses(lab)
     assert visit(lab, "udp", "echo.demo.test", "7", "5")["good"] == 5
