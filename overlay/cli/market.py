@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -13,7 +15,8 @@ from overlay.cli.options import Common, common_options, json_option, require
 from overlay.cli.render import render_table
 from overlay.config.model import Config
 from overlay.config.values import amount_wei
-from overlay.errors import ConfigError, NotRunningError
+from overlay.descriptor import SignedDescriptor, decode_unchecked
+from overlay.errors import ConfigError, DecodeError, FileError, NotRunningError
 from overlay.market import SORTS, Row, Wanted, choose_rows, list_rows, shorten_rows
 from overlay.node.io.local import call_local
 
@@ -96,12 +99,26 @@ def _ask(config: Config) -> dict[str, Any]:
         return {**call_local(config.state_dir, "market"), "source": "the running client"}
     except NotRunningError:
         pass
-    from overlay.node.io.files import load_directory
     from overlay.node.market import QUALITY_FILE, load_quality
 
     require(config, "network")
     now_s = time.time()
-    directory, _ = load_directory(config, now_s)
     book = load_quality(config.state_dir / QUALITY_FILE, now_s)
-    rows = list_rows(directory, book, now_s)
+    rows = list_rows(_read_directory(config, now_s), book, now_s)
     return {"rows": rows, "coin": config.payments.coin, "source": "the directory on disk"}
+
+
+def _read_directory(config: Config, now_s: float) -> Iterable[SignedDescriptor]:
+    """The directory as the last run of the client left it, or the seed list's."""
+    from overlay.node.io.directory_file import DIRECTORY_FILE, load_directory_file
+    from overlay.node.io.files import load_directory
+
+    if not config.gossips:
+        return load_directory(config, now_s)[0]
+    found = []
+    for encoded in load_directory_file(config.state_dir / DIRECTORY_FILE):
+        with suppress(DecodeError):  # of a newer format, after an older program was put back
+            found.append(decode_unchecked(encoded))
+    if not found:
+        raise FileError("no directory is on disk yet: start the client once, and ask again")
+    return found

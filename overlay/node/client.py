@@ -294,6 +294,7 @@ class ClientNode:
 
     def end_paid_circuits(self, link: Link, side: Side, reason: CloseReason, detail: str) -> None:
         """End the circuits over a guard that cannot be paid."""
+        self.market.note_unpayable(link, reason)
         for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
             self._lost(circuit, f"the guard cannot be paid: {detail}", is_fault=False)
 

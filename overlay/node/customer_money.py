@@ -46,14 +46,15 @@ class CustomerMoney:
         """Limits come from `settings`; what was spent before from the ledger. Raises LedgerError."""
         self._money = money
         self._host = host
-        limits = BudgetLimits(
-            settings.budget_per_hour_wei, settings.budget_per_day_wei, settings.budget_per_gb_wei
-        )
-        self.budget = Budget(limits, _decode(money.ledger.get_note(_NOTE)))
+        self.budget = Budget(_limits(settings), _decode(money.ledger.get_note(_NOTE)))
         self._worth: dict[Link, tuple[int, int, int]] = {}
         self._changed = trio.Event()
         self.stopped = ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
+
+    def use_limits(self, settings: PaymentsConfig) -> None:
+        """Obey other limits from now on: the customer changed them while the client runs."""
+        self.budget.limits = _limits(settings)
 
     def on_payable(self) -> None:
         """A purse became ready, or cannot be."""
@@ -124,6 +125,10 @@ class CustomerMoney:
             self._money.ledger.put_note(_NOTE, json.dumps(self.budget.memory()))
         except LedgerError as error:
             log.warning("the budget's use is not kept", reason=str(error))
+
+
+def _limits(settings: PaymentsConfig) -> BudgetLimits:
+    return BudgetLimits(settings.budget_per_hour_wei, settings.budget_per_day_wei, settings.budget_per_gb_wei)
 
 
 def end_code(reason: CloseReason) -> str:

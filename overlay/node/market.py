@@ -35,6 +35,7 @@ from overlay.market import list_rows
 from overlay.node.candidates import list_candidates, make_constraints
 from overlay.node.choices import keep_choice, load_choices
 from overlay.node.lease import Circuit
+from payments.tab import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from circuits.candidates import Constraints
     from overlay.config.model import Config
     from overlay.engine.interface import FlowHandle
+    from overlay.links.link import Link
     from overlay.node.client import ClientNode
 
 QUALITY_FILE = "quality"
@@ -118,6 +120,11 @@ class ClientMarket:
         rate = (packets - before) * UNIT / passed_s
         if passed_s < 2 * RATE_SPAN_S and rate >= LEAST_RATE_BYTES_PER_S:
             self._node.pool.note_rate(circuit.circuit_id, rate, now)
+
+    def note_unpayable(self, link: Link, reason: CloseReason) -> None:
+        """A guard's account and ours have been closed."""
+        if reason in (CloseReason.DISPUTE, CloseReason.FORGERY) and link.peer is not None:
+            self.book.note_dispute(link.peer, time.time())
 
     def note_refused(self, circuit: Circuit, host: str, port: int) -> None:
         """An exit would not let a connection out ("administratively prohibited")."""
@@ -251,6 +258,8 @@ class ClientMarket:
         if config.client.probes_per_hour != node.config.client.probes_per_hour:
             self._prober = Prober(config.client.probes_per_hour, os.urandom, now)
         node.config = config
+        if node.purse is not None:
+            node.purse.use_limits(config.payments)
         node.act(node.pool.set_constraints(self.constraints(), now))
 
     def list_choices(self) -> dict[str, Any]:
