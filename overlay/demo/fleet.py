@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 from overlay.config.check import check_client, check_relay
 from overlay.config.io.load import load_config
@@ -19,15 +20,20 @@ from overlay.demo.money import Money
 from overlay.demo.names import DNS_V4
 from overlay.demo.toml import Settings, Value, merge, render
 from overlay.describe import describe_node
-from overlay.descriptor import SignedDescriptor
+from overlay.descriptor import Address, SignedDescriptor
 from overlay.errors import LocalControlError
 from overlay.identity import Identity
 from overlay.node.io.files import IDENTITY_FILE, load_onion_keys
 from overlay.node.io.local import call_local
+from overlay.node.io.stake import join_params
 from overlay.node.suites import offered_suites
-from overlay.seedlist import sign_seed_list
+from overlay.seedlist import ListedMember, sign_seed_list
+from payments.keys import parse_address
 
 PORT = 4433
+JOIN_TIMEOUT_S = 120.0
+KNOWN_TIMEOUT_S = 90.0
+STAKE_WEI = 10**18
 READY_TIMEOUT_S = 60.0
 NETWORK = "lab"
 # What the console script does, but surely with the source tree that we are part of.
@@ -191,17 +197,20 @@ class Fleet:
         quic: str | Mapping[str, str] = "auto",
         overrides: Mapping[str, Settings] | None = None,
         money: Money | None = None,
+        discovery: Literal["list", "gossip"] = "list",
     ) -> None:
         """Set up the lab's relays; the last `exits` of them are exits.
 
         `quic` is what carries packets at all nodes, or at each by name (see ``carrier``); `overrides` are
-        settings by node name, those under "" for all relays. With `money` each node has an account with coins, and relays ask a price.
+        settings by node name, those under "" for all relays. With `money` each node has an account with
+        coins, and relays ask a price.
         """
         if not 0 <= exits <= len(lab.relays):
             raise LabError(f"{exits} exits among {len(lab.relays)} relays")
         self.lab = lab
         self.clients: list[Node] = []
         self.money = money
+        self.discovery = discovery
         self._quic = quic
         self._signer = Identity.generate()
         self._seed_list = lab.path / "seeds"
@@ -237,10 +246,11 @@ class Fleet:
         encoded = sign_seed_list(
             self._signer,
             NETWORK,
-            [node.describe() for node in chosen],
+            [] if self.discovery == "gossip" else [node.describe() for node in chosen],
             sequence=now_s,
             published_s=now_s,
             expires_s=now_s + _LIST_LIFETIME_S,
+            members=[self._member(node) for node in chosen] if self.discovery == "gossip" else [],
         )
         new = self._seed_list.with_suffix(".new")
         new.write_bytes(encoded)
@@ -252,6 +262,48 @@ class Fleet:
             node.start()
         for node in self.relays:
             node.wait_ready()
+        if self.discovery == "gossip":
+            self.join()
+            self.wait_known()
+
+    def join(self, nodes: Sequence[Node] | None = None) -> None:
+        """Have running relays (all by default) put up their stake in the registry, if there is one, as
+        `hopfare stake join` does. Raises LabError.
+        """
+        if self.money is None:
+            return
+        chosen = self.relays if nodes is None else nodes
+        with ThreadPoolExecutor(max(1, len(chosen))) as pool:
+            list(pool.map(self._join, chosen))
+
+    def _join(self, node: Node) -> None:
+        assert self.money is not None
+        config = load_config(node.config_path, environ={})
+        host = self.lab.hosts[node.host]
+        params = join_params(
+            node.identity,
+            config.payments,
+            parse_address(self.money.addresses[node.name]),
+            Address(str(host.ipv4), PORT),
+            STAKE_WEI,
+        )
+        try:
+            call_local(node.state_dir, "wallet-stake-join", params, timeout_s=JOIN_TIMEOUT_S)
+        except LocalControlError as error:
+            raise LabError(f"{node.name} cannot join the registry: {error}") from error
+
+    def wait_known(self, nodes: Sequence[Node] | None = None, timeout_s: float = KNOWN_TIMEOUT_S) -> None:
+        """Wait until each of these relays (all by default) knows all of them. Raises LabError."""
+        chosen = self.relays if nodes is None else nodes
+
+        def known() -> bool:
+            return all(node.status()["directory"] >= len(chosen) for node in chosen)
+
+        wait_until(known, timeout_s, "all relays to know each other", every_s=0.1)
+
+    def _member(self, node: Node) -> ListedMember:
+        host = self.lab.hosts[node.host]
+        return ListedMember(node.identity.node_id, b"", (Address(str(host.ipv4), PORT),))
 
     def client(
         self,
@@ -315,12 +367,10 @@ class Fleet:
         return self._quic if isinstance(self._quic, str) else self._quic.get(name, "auto")
 
     def _network_settings(self) -> dict[str, Value]:
-        return {
-            "name": NETWORK,
-            "seed_list": str(self._seed_list),
-            "seed_list_key": self._signer.name,
-            "discovery": "list",
-        }
+        settings: dict[str, Value] = {"name": NETWORK, "discovery": self.discovery}
+        if self.discovery == "gossip" and self.money is not None:
+            return settings | {"registry_start": self.money.first_block}
+        return settings | {"seed_list": str(self._seed_list), "seed_list_key": self._signer.name}
 
     def _relay_settings(self, index: int, host: Host, role: str) -> dict[str, dict[str, Value]]:
         settings: dict[str, dict[str, Value]] = {
