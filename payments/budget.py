@@ -68,14 +68,19 @@ class Budget:
             left.append(0)
         return max(0, min(left)) if left else None
 
-    def explain(self, now: float) -> str | None:
-        """Return a sentence that says which limit stops traffic and until when, or None if none does."""
+    def explain(self, now: float, least_wei: int = 1) -> str | None:
+        """Return a sentence that says which limit stops traffic and until when, or None if none does.
+
+        A limit stops traffic when less than `least_wei` is left of it: nothing smaller can be given.
+        """
         self._advance(now)
         for span, name, limit in (
             (3600, "hour", self.limits.per_hour_wei),
             (86400, "day", self.limits.per_day_wei),
         ):
-            if limit is not None and self._sum(span)[0] >= limit:
+            if limit is not None and self._sum(span)[0] + least_wei > limit:
+                if not self._sum(span)[0]:
+                    return f"The budget of {format_coin(limit)} per {name} does not pay for a single packet."
                 oldest = min(self._spent[span])
                 wait_s = max(1, int((oldest + 1) * _BUCKET_S[span] + span - self._now))
                 return (

@@ -93,11 +93,13 @@ class CustomerMoney:
     def look(self, unix_s: float) -> None:
         """Note what was paid since the last look, and let no more be paid than the budget leaves."""
         wei = packets = cost = 0
+        least_wei = 1
         links = self._money.desk.links
         for link, tabs in links.items():
             if tabs.paying is None or not tabs.paying.is_open:
                 continue
             worth = tabs.paying.worth_wei
+            least_wei = max(least_wei, tabs.paying.ticket_wei)
             meter = self._money.meters(link)[1]
             old = self._worth.get(link, (worth, meter.packets, meter.charged_wei))
             wei += max(0, worth - old[0])
@@ -110,7 +112,8 @@ class CustomerMoney:
             self.budget.spend(unix_s, wei, packets, cost)
         left = self.budget.left_wei(unix_s)
         self._money.allow(left)
-        stopped = self.budget.explain(unix_s) or ""
+        # Less than a ticket's worth would stall traffic without a word.
+        stopped = self.budget.explain(unix_s, least_wei) or ""
         if stopped and not self.stopped:
             log.warning("budget reached", reason=stopped)
             self.stopped = stopped

@@ -103,6 +103,11 @@ class Paying:
         return not self.trouble and self._asked_deposit_wei > self.view.deposited_wei
 
     @property
+    def ticket_wei(self) -> int:
+        """What a ticket is worth at present; 0 while no circuit needs one."""
+        return self._ticket_wei
+
+    @property
     def is_payable(self) -> bool:
         """Whether tickets can be given at once."""
         return self.is_open and self.left_wei > 0

@@ -78,6 +78,12 @@ def test_a_price_limit_per_gigabyte() -> None:
     budget.spend(0, 9_000_000, 900)
     assert budget.left_wei(1) is None, "too few packets to judge"
     budget.spend(1, 9_000_000, 900)
+    nothing = Budget(BudgetLimits(per_day_wei=0))
+    assert "does not pay for a single packet" in (nothing.explain(0) or "")
+    nearly = Budget(BudgetLimits(per_hour_wei=100))
+    nearly.spend(0, 95, 1)
+    assert nearly.explain(0) is None
+    assert "is spent" in (nearly.explain(0, 6) or ""), "less than a ticket is left"
     prepaid = Budget(BudgetLimits(per_gb_wei=wei_per_gb(10)))
     prepaid.spend(0, 50_000, 2000, 20_000)
     assert prepaid.explain(0) is None, "what is prepaid makes nothing dear"
