@@ -125,18 +125,18 @@ def choose_rows(
 
 
 def shorten_rows(rows: Iterable[Row], coin: str) -> list[Row]:
-    """Return what a terminal's table shows of rows."""
+    """Return what a terminal's table shows of rows, amounts to four digits."""
     return [
         {
             "name": row["name"],
             "role": row["role"] + (", leaving" if row["draining"] else ""),
             "country": row["country"] or "-",
-            f"{coin}/GB": row["price_per_gb"],
+            f"{coin}/GB": f"{float(row['price_per_gb']):.4g}",
             "quality": "new" if row["quality"] is None else f"{row['quality']:.2f}",
             "measured_bytes_per_s": row["measured_bytes_per_s"],
             "says_bytes_per_s": row["capacity_bytes_per_s"],
             "round trip_ms": row["round_trip_ms"],
-            "stake": row["stake"],
+            "stake": f"{float(row['stake']):.4g}" if row["stake"] is not None else None,
             "policy": row["policy"] or "-",
         }
         for row in rows
