@@ -24,6 +24,7 @@ from overlay.socks.circuits import NO_ISOLATION, Destination, NoCircuit, NoCircu
 from overlay.socks.io.listeners import ListenError, open_listeners, systemd_descriptors
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.server import ProxyLimits
+from overlay.socks.outcome import Reply
 
 # Greeting and a CONNECT to 127.0.0.1, up to the port.
 HANDSHAKE = b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01"
@@ -40,6 +41,22 @@ async def test_connects_and_carries_bytes_both_ways(host: str) -> None:
         await lab.until_idle()
         status = lab.server.status()
         assert (status["established"], status["bytes_up"], status["bytes_down"]) == (1, 10, 10)
+
+
+async def test_the_lease_learns_what_the_exit_lets_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_lab() as lab, open_server(echo) as port:
+        await (await lab.connect("127.0.0.1", port)).aclose()
+        assert (lab.circuits.leases[0].opened, lab.circuits.leases[0].refused) == ([port], [])
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            closed = gone.getsockname()[1]
+        _, reply = await lab.ask(CONNECT, "127.0.0.1", closed)
+        assert reply[1] == 5
+        assert lab.circuits.leases[1].refused == [], "the host refused, not the exit"
+        # What "administratively prohibited" means; only an exit sends it.
+        monkeypatch.setattr("overlay.socks.io.connect._reply_of", lambda sock, code: Reply.NOT_ALLOWED)
+        _, reply = await lab.ask(CONNECT, "127.0.0.1", closed)
+        assert reply[1] == 2
+        assert lab.circuits.leases[2].refused == [("127.0.0.1", closed)]
 
 
 async def test_isolation_and_destination_reach_the_circuits() -> None:
