@@ -79,6 +79,11 @@ class Money:
         return int(self._chain["chain_id"])
 
     @property
+    def first_block(self) -> int:
+        """The block from which on there is a registry."""
+        return int(self._chain["block"])
+
+    @property
     def running(self) -> bool:
         """Whether the chain is there."""
         return self._process is not None and self._process.running

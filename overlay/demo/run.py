@@ -103,7 +103,11 @@ class _Demo:
         if self._options.hops > self._options.relays:
             raise LabError(f"{self._options.hops} hops need at least as many relays (--relays)")
         world = World(
-            relays=self._options.relays, exits=EXITS, quic=self._backends(), money=self._options.money
+            relays=self._options.relays,
+            exits=EXITS,
+            quic=self._backends(),
+            money=self._options.money,
+            discovery="gossip",
         )
         try:
             client = self._bring_up(world)
@@ -145,6 +149,10 @@ class _Demo:
             node.start()
         for node in world.relays:
             node.wait_ready()
+        if world.money is not None:
+            self._say("every relay joins the registry with a stake, and tells the others what it offers")
+        world.fleet.join()
+        world.fleet.wait_known()
         client = world.fleet.client(
             {"client": {"hops": self._options.hops}}, socks_fd=self._listener.fileno(), wait=False
         )

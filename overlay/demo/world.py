@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from overlay.demo.box import Completed, LabError, Process, wait_until
 from overlay.demo.fleet import Fleet, Node
@@ -40,9 +40,11 @@ class World:
         keep_folder: bool = False,
         internet: bool = True,
         money: bool = False,
+        discovery: Literal["list", "gossip"] = "list",
     ) -> None:
         """Plan it; see `Lab` and `Fleet` for the arguments. Without `internet` no servers are started, with
-        `money` a development chain is.
+        `money` a development chain is. With `discovery` "gossip" relays find each other, by the registry if
+        there is a chain; else one signed list has all descriptors.
         """
         self.lab = Lab(relays, rootless=rootless, parent=parent, keep_folder=keep_folder)
         self.links = Links(self.lab)
@@ -53,6 +55,7 @@ class World:
         self._quic = quic
         self._overrides = overrides
         self._with_internet = internet
+        self._discovery: Literal["list", "gossip"] = discovery
 
     def __enter__(self) -> Self:
         """Open everything."""
@@ -94,6 +97,7 @@ class World:
                 quic=self._quic,
                 overrides=self._overrides,
                 money=self.money,
+                discovery=self._discovery,
             )
             if start:
                 self._fleet.start()

@@ -57,6 +57,8 @@ class ClientDiscovery:
         node = self.node
         node.directory = directory
         node.market.stakes = _stakes(roots)
+        if node.money is not None:
+            node.money.on_directory()
         node.act(node.pool.set_index(node.market.make_index(), trio.current_time()))
 
     def may_close(self, link: Link) -> bool:

@@ -214,6 +214,12 @@ class Money:
         start_wei = self._settings.startup_credit_wei if payee else 0
         self._do(self.desk.link_up(link, peer, payee, os.urandom(32), start_wei, now))
 
+    def on_directory(self) -> None:
+        """Descriptors have come or changed: neighbours may have an account now."""
+        for link in self._links:
+            if link.peer is not None:
+                self.desk.learn_payee(link, self._host.payee_of(link.peer))
+
     def link_closed(self, link: Link, now: float) -> None:
         """A neighbour is gone; its circuits were reported before."""
         if link not in self._links:

@@ -79,6 +79,8 @@ class RelayDiscovery:
         node.directory = directory
         if node.exit_side is not None and directory.known_addresses() != addresses:
             node.exit_side.set_directory(directory)
+        if node.money is not None:
+            node.money.on_directory()
 
     def may_close(self, link: Link) -> bool:
         """Whether no circuit uses a link."""

@@ -102,6 +102,12 @@ class Desk(Generic[L]):
         self.links[link] = LinkTabs(peer, earning, paying)
         return [] if earning is None else self._acts(link, "earning", earning.start(now), now)
 
+    def learn_payee(self, link: L, payee: bytes) -> None:
+        """A neighbour's descriptor names its account, after its link came up."""
+        tabs = self.links.get(link)
+        if tabs is not None and tabs.paying is not None:
+            tabs.paying.learn_payee(payee)
+
     def link_closed(self, link: L, now: float) -> list[Act[L]]:
         """A link is gone, with all its circuits; what is to be kept is told."""
         tabs = self.links.get(link)

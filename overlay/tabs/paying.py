@@ -78,6 +78,13 @@ class Paying:
         """Whether the purse was ever needed on this link."""
         return self._is_loading or self.tab is not None
 
+    def learn_payee(self, payee: bytes) -> None:
+        """The neighbour's descriptor, come or changed since the link is up, names `payee`. What is paid
+        already goes on as it is.
+        """
+        if payee and not self.is_wanted:
+            self.payee, self.trouble = payee, ""
+
     def want(self, now: float) -> list[TabOutput]:
         """A paid circuit is about to go out to the neighbour: have the purse ready."""
         self._is_needed = True

@@ -107,7 +107,7 @@ class StakeDesk:
         if self._payee != self._address:
             raise ConfigError(
                 "the registry lists the account that joins as the payee: this node's account is "
-                f"{checksum_address(self._address)}, relay.payee is {checksum_address(self._payee)}. Join with "
+                f"{checksum_address(self._address)}, relay.payee {checksum_address(self._payee)}. Join with "
                 "the wallet that has the payee's key, or leave relay.payee empty"
             )
         identity = _bytes(params.get("identity"), "identity", NODE_ID_BYTES)
