@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -25,11 +26,21 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 4.0
 """How long a build waits for the guard's purse; opening one takes longer, and then the build says so."""
 LOOK_S = 0.25
-SAVE_S = 30.0
-"""Between writes of what was spent; a crash forgets as much of a budget's use."""
+SAVE_S = 10.0
+"""Between writes of what was spent; a crash forgets as much of when it was spent, not that it was."""
 _NOTE = "budget"
 
 log = get_logger("money")
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What the ledger keeps of a budget's use."""
+
+    spent: dict[int, dict[int, tuple[int, int, int]]]
+    worth: dict[str, int]
+    """Of each purse by its payee, as counted in `spent`."""
+    ticket_wei: int
 
 
 class CustomerHost(Protocol):
@@ -46,8 +57,10 @@ class CustomerMoney:
         """Limits come from `settings`; what was spent before from the ledger. Raises LedgerError."""
         self._money = money
         self._host = host
-        self.budget = Budget(_limits(settings), _decode(money.ledger.get_note(_NOTE)))
-        self._worth: dict[Link, tuple[int, int, int]] = {}
+        kept = _decode(money.ledger.get_note(_NOTE))
+        self.budget = Budget(_limits(settings), kept.spent)
+        self._kept = kept
+        self._carried: dict[Link, tuple[int, int]] = {}
         self._changed = trio.Event()
         self.stopped = ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
@@ -92,32 +105,35 @@ class CustomerMoney:
 
     def look(self, unix_s: float) -> None:
         """Note what was paid since the last look, and let no more be paid than the budget leaves."""
-        wei = packets = cost = 0
-        least_wei = 1
+        wei = packets = cost = ticket_wei = 0
         links = self._money.desk.links
         for link, tabs in links.items():
             if tabs.paying is None or not tabs.paying.is_open:
                 continue
-            worth = tabs.paying.worth_wei
-            least_wei = max(least_wei, tabs.paying.ticket_wei)
+            payee, worth = tabs.paying.payee.hex(), tabs.paying.worth_wei
+            ticket_wei = max(ticket_wei, tabs.paying.ticket_wei)
+            wei += max(0, worth - self._kept.worth.get(payee, worth))
+            self._kept.worth[payee] = worth
             meter = self._money.meters(link)[1]
-            old = self._worth.get(link, (worth, meter.packets, meter.charged_wei))
-            wei += max(0, worth - old[0])
-            packets += meter.packets - old[1]
-            cost += meter.charged_wei - old[2]
-            self._worth[link] = (worth, meter.packets, meter.charged_wei)
-        for gone in [link for link in self._worth if link not in links]:
-            del self._worth[gone]
+            old = self._carried.get(link, (meter.packets, meter.charged_wei))
+            packets += meter.packets - old[0]
+            cost += meter.charged_wei - old[1]
+            self._carried[link] = (meter.packets, meter.charged_wei)
+        for gone in [link for link in self._carried if link not in links]:
+            del self._carried[gone]
         if wei or packets:
             self.budget.spend(unix_s, wei, packets, cost)
         left = self.budget.left_wei(unix_s)
         self._money.allow(left)
-        # Less than a ticket's worth would stall traffic without a word.
-        stopped = self.budget.explain(unix_s, least_wei) or ""
+        # Less than a ticket's worth would stall traffic without a word. It outlasts the circuits, which end
+        # now: else they would come back, to end again.
+        self._kept.ticket_wei = ticket_wei or self._kept.ticket_wei
+        stopped = self.budget.explain(unix_s, self._kept.ticket_wei) or ""
         if stopped and not self.stopped:
             log.warning("budget reached", reason=stopped)
             self.stopped = stopped
             self._host.end_for_budget(stopped)
+            self.save()
         elif self.stopped and not stopped:
             log.info("budget free again")
         self.stopped = stopped
@@ -125,7 +141,8 @@ class CustomerMoney:
     def save(self) -> None:
         """Write down what was spent; a disk that refuses is told by the ledger's other writers."""
         try:
-            self._money.ledger.put_note(_NOTE, json.dumps(self.budget.memory()))
+            self._kept.spent = self.budget.memory()
+            self._money.ledger.put_note(_NOTE, json.dumps(asdict(self._kept)))
         except LedgerError as error:
             log.warning("the budget's use is not kept", reason=str(error))
 
@@ -147,17 +164,18 @@ _ENDS = {
 }
 
 
-def _decode(note: str | None) -> dict[int, dict[int, tuple[int, int, int]]] | None:
+def _decode(note: str | None) -> _Kept:
     """What `save` wrote. A damaged note counts as nothing spent: the ledger itself is checked elsewhere."""
-    if note is None:
-        return None
     try:
-        return {
+        content = json.loads(note or "{}")
+        spent = {
             int(span): {
                 int(number): (int(wei), int(packets), int(cost))
                 for number, (wei, packets, cost) in buckets.items()
             }
-            for span, buckets in json.loads(note).items()
+            for span, buckets in content.get("spent", {}).items()
         }
+        worth = {str(payee): int(wei) for payee, wei in content.get("worth", {}).items()}
+        return _Kept(spent, worth, int(content.get("ticket_wei", 1)))
     except (ValueError, TypeError, AttributeError):
-        return None
+        return _Kept({}, {}, 1)
