@@ -1,8 +1,8 @@
 """Looks at relays that this node knows little of: which one next, over which path, what comes of it.
 
 A look is an ordinary circuit that carries echoes only: with the usual guard, the usual second layer and as
-many relays as a customer's path may have, so that no relay can tell it from a customer's circuit and treat
-it better. It never brings a new guard, and no relay but guards ever sees this node's address. Owns the
+many relays as a customer's path may have, so that no relay can tell from the build that it is looked at. It
+never brings a new guard, and no relay but guards ever sees this node's address. Owns the
 budget, the choice of the target and the sums; building and sending are the driver's. Specification:
 docs/protocol/quality.md, section "Looks".
 """

@@ -16,7 +16,7 @@ from overlay.cli.render import render_table
 from overlay.config.model import Config
 from overlay.config.values import amount_wei
 from overlay.descriptor import SignedDescriptor, decode_unchecked
-from overlay.errors import ConfigError, DecodeError, FileError, NotRunningError
+from overlay.errors import ConfigError, DecodeError, FileError, LocalControlError, NotRunningError
 from overlay.market import SORTS, Row, Wanted, choose_rows, list_rows, shorten_rows
 from overlay.node.io.local import call_local
 
@@ -99,6 +99,9 @@ def _ask(config: Config) -> dict[str, Any]:
         return {**call_local(config.state_dir, "market"), "source": "the running client"}
     except NotRunningError:
         pass
+    except LocalControlError as error:
+        if "has no market" not in str(error):  # a relay runs here, which has none
+            raise
     from overlay.node.market import QUALITY_FILE, load_quality
 
     require(config, "network")
