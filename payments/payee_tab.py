@@ -195,9 +195,10 @@ class PayeeTab:
         if self._machine is not None:
             self._machine.purse = purse
 
-    def set_window(self, window_wei: int) -> None:
+    def set_window(self, window_wei: int, now: float) -> list[Output]:
         """Risk as much from now on: dearer circuits came, or left. At least 1 wei."""
         self._window_wei = max(1, window_wei)
+        return self._grant(now) if self._phase is _Phase.OPEN else []
 
     def on_meter(self, counts: Counts, now: float, waiting: bool = False) -> list[Output]:
         """The engine's counts since the tab began; `waiting` if packets are held up for want of credit.
@@ -212,7 +213,8 @@ class PayeeTab:
         if self.spent_wei - self._store_asked_spent_wei >= self._window_wei // 2:
             outputs.append(self._store())
         if waiting and self._machine is not None and self._machine.worth_wei > self._granted_wei:
-            return outputs  # Paid already: it is our own disk that is waited for.
+            # Paid already: it is our own disk that is waited for.
+            return outputs if self._pending else [*outputs, self._store()]
         if waiting:
             if self._ask_until is None and not self._closed_for_want:
                 self._ask_until = now + self._limits.ask_timeout_s

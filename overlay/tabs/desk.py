@@ -154,16 +154,17 @@ class Desk(Generic[L]):
     ) -> list[Act[L]]:
         """A circuit stands: from `front`, which pays us `price_in`, to `back`, which we pay `price_out`."""
         self._circuits[circuit] = _Circuit(front, price_in, back, price_out)
+        acts: list[Act[L]] = []
         if front is not None and front in self.links:
             earning = self.links[front].earning
             if earning is not None:
-                earning.add_circuit(price_in)
+                acts += self._acts(front, "earning", earning.add_circuit(price_in, now), now)
         if back is not None and price_out and back in self.links:
             paying = self.links[back].paying
             if paying is not None:
-                acts = self.want(back, now)
-                return [*acts, *self._acts(back, "paying", paying.add_circuit(price_out, now), now)]
-        return []
+                acts += self.want(back, now)
+                acts += self._acts(back, "paying", paying.add_circuit(price_out, now), now)
+        return acts
 
     def circuit_down(self, circuit: object, now: float) -> list[Act[L]]:
         """A circuit is gone; one that is not known is no mistake."""

@@ -105,11 +105,11 @@ class Earning:
         self._view = view
         self.tab.on_purse(view)
 
-    def add_circuit(self, packet_wei: int) -> None:
+    def add_circuit(self, packet_wei: int, now: float) -> list[TabOutput]:
         """A circuit comes in from the neighbour."""
         self.prices.add(packet_wei)
         self._window_wei = max(self._window_wei, WINDOW_PACKETS * packet_wei)
-        self.tab.set_window(self._window_wei)
+        return [*self.tab.set_window(self._window_wei, now)]
 
     def remove_circuit(self, packet_wei: int) -> None:
         """It is gone."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from overlay.demo.box import Process, wait_until
 from overlay.demo.fleet import Node
-from overlay.demo.lab import HUB, python_environment, sys_executable
+from overlay.demo.lab import CLIENT, HUB, python_environment, sys_executable
 from overlay.demo.toml import Settings, merge
 from overlay.demo.world import World
 from payments.hashing import keccak256
@@ -23,6 +23,7 @@ URL = f"http://10.200.0.254:{PORT}"
 ETHER = 10**18
 PRICE_WEI = 10**12
 PASSPHRASE = "lab"
+CHEAT_PROXY = "127.0.0.1:1081"
 CHAIN_TOOL = str(Path(__file__).with_name("chain_tool.py"))
 
 
@@ -81,14 +82,14 @@ class PaidLab:
             self.keys[name] = PurseKey.generate(os.urandom)
             write_key_file(file, self.keys[name], PASSPHRASE, scrypt_n=1024)
         found: dict[str, dict[str, Any]] = {"payments": {**self._payments, "key_file": str(file)}}
-        if name != "client":
+        if name.startswith("r"):
             found["relay"] = {"payee": checksum_address(self.keys[name].address)}
         return found
 
     def __enter__(self) -> Self:
         try:
-            client = self.payments_of("client")
-            self.client_settings: Settings = client
+            self.client_settings: Settings = self.payments_of("client")
+            self.cheat_settings: Settings = self.payments_of("cheat")
             self.world.open(start=False)
             self.chain = self.world.lab.python(
                 HUB, "payments.io.chain.devserver", str(PORT), str(CHAIN_ID), "0.0.0.0", log="chain"
@@ -128,6 +129,18 @@ class PaidLab:
     def client(self, overrides: Settings | None = None, **options: Any) -> Node:
         """The customer, with its account."""
         return self.world.fleet.client(merge(self.client_settings, overrides or {}), **options)
+
+    def cheat(self, limit_wei: int, overrides: Settings) -> Node:
+        """A client, on another port, that pays no more than `limit_wei`; started, not waited for."""
+        settings = merge(self.cheat_settings, {"client": {"socks": [CHEAT_PROXY]}}, overrides)
+        node = self.world.fleet.client(settings, name="cheat", wait=False)
+        node.stop()
+        program = str(Path(__file__).with_name("cheating_client.py"))
+        argv = [sys_executable(), program, str(limit_wei), "client", "--config", str(node.config_path)]
+        node.process = self.world.lab.spawn(
+            CLIENT, argv, log="cheat", env=python_environment(), cwd=node.folder
+        )
+        return node
 
     def relay(self, name: str) -> Node:
         return next(node for node in self.world.relays if node.name == name)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from desk_net import DEPOSIT_WEI, DOMAIN, Circuit, DeskNet, DeskNode, End
 
+from overlay.tabs import earning
 from overlay.tabs.desk import SILENT_S
 from overlay.tabs.types import Fund
 from payments import formats
@@ -227,7 +228,7 @@ def test_a_payer_that_counts_less_is_cut_off_by_the_payee() -> None:
             return formats.encode_counts(replace(counts, spent_wei=counts.spent_wei // 1000))
         return data
 
-    path.guard.desk.links[far].earning.tab.set_window(10**5)  # type: ignore[union-attr]
+    path.guard.desk.links[far].earning.tab.set_window(10**5, 0.0)  # type: ignore[union-attr]
     path.net.tamper = deflate
     path.net.run(1000, path.circuit, 3, 3)
     assert CloseReason.DISPUTE in path.guard.reasons()
@@ -376,6 +377,27 @@ def test_a_customer_that_comes_back_after_a_crash_takes_its_purse_along() -> Non
     assert not [e for e in path.customer.log if isinstance(e, Warn)], "one window is explained by the crash"
 
 
+def test_what_was_prepaid_before_a_link_was_lost_is_carried_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(earning, "WINDOW_PACKETS", 64)
+    net = DeskNet()
+    customer, guard = net.node(1, price=0), net.node(2, price=1000)
+    pair = net.link(customer, guard, customer=True)
+    circuit = net.circuit([pair], [9000])
+    net.run(400, circuit, 4, 4)
+    paying = customer.desk.links[pair[0]].paying
+    assert paying is not None
+    prepaid = paying.worth_wei - pair[1].counts["earning"][2]
+    assert prepaid > 200 * 9000, "much more than the guard risks"
+    net.close(pair[0])
+    pair = net.link(customer, guard, customer=True)
+    net.run(10)
+    circuit = net.circuit([pair], [9000])
+    before = pair[1].counts["earning"][2]
+    assert before == 0
+    assert net.run(400, circuit, 2, 2) > 1200
+    assert not guard.reasons(CloseCircuits)
+
+
 def test_an_old_ledger_warns() -> None:
     path = Path(window_wei=400_000)
     early = dict(path.customer.ledger)
@@ -420,7 +442,7 @@ def test_a_relay_pays_an_account_over_one_link_only() -> None:
 def test_terms_that_were_not_asked_for_harm_nobody() -> None:
     net = DeskNet()
     relay, guard = net.node(1, price=1000), net.node(2, price=1000)
-    near, far = net.link(relay, guard)
+    near, _ = net.link(relay, guard)
     net.run(20)
     assert not near.closed
     terms = formats.Terms(DOMAIN, guard.payee, bytes(32), 0, 1)
