@@ -9,6 +9,7 @@ mod data;
 mod net;
 mod probes;
 mod shared;
+mod testing;
 mod tls;
 
 use pyo3::prelude::*;
@@ -25,5 +26,6 @@ fn hopfare_dataplane(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<binding::PyLinkCell>()?;
     module.add_class::<binding::PyFlowCell>()?;
     module.add_class::<binding::PyMeterCell>()?;
+    testing::add(module)?;
     Ok(())
 }
