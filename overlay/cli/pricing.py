@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,15 +12,13 @@ import click
 from overlay.cli.manual import LazyGroup, ManualCommand
 from overlay.cli.money import money, show_json
 from overlay.cli.options import Common, common_options, json_option
+from overlay.config.io.edit import edit_settings
 from overlay.config.io.load import default_file
 from overlay.config.model import Config
 from overlay.config.values import price_wei_per_packet
 from overlay.errors import ConfigError, LocalControlError, NotRunningError, OverlayError
-from overlay.io.files import read_bounded, write_atomic
 from overlay.node.io.local import call_local
 from payments.pricing import PACKET_BYTES, format_coin, round_to_grid, wei_per_gb
-
-MAX_FILE_BYTES = 1 << 20
 
 
 @click.command(
@@ -95,7 +92,7 @@ def set_price(common: Common, as_json: bool, price: str) -> None:
     except ValueError as error:
         raise ConfigError(f"PRICE = {price!r}: {error}") from None
     file = (common.file or default_file()).absolute()
-    _write_price(file, "0" if wanted == 0 else price.strip())
+    edit_settings(file, {("relay", "price"): "0" if wanted == 0 else price.strip()})
     config = common.load()
     if config.relay.price_wei_per_packet != wanted:
         raise ConfigError(
@@ -109,22 +106,6 @@ def set_price(common: Common, as_json: bool, price: str) -> None:
     for line in _lines(_describe(config))[:2]:
         click.echo(line)
     click.echo(f"Written to {file}. {running}")
-
-
-def _write_price(file: Path, price: str) -> None:
-    """Change relay.price in a configuration file and nothing else. Raises ConfigError, FileError."""
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
-
-    text = read_bounded(file, "configuration file (`hopfare init` writes one)", MAX_FILE_BYTES)
-    try:
-        document = tomlkit.parse(text.decode("utf-8-sig"))
-        document.setdefault("relay", tomlkit.table())["price"] = price
-        changed = tomlkit.dumps(document)
-    except (UnicodeDecodeError, TOMLKitError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be changed: {error}") from None
-    mode = file.stat().st_mode & 0o777
-    write_atomic(file, changed.encode(), mode=mode)
 
 
 def _tell_node(config: Config, wanted: int) -> str:

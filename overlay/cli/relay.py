@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from overlay.cli.manual import ManualCommand
+from overlay.cli.manual import LazyGroup, ManualCommand
 from overlay.cli.options import Common, common_options, override_of, require
 
 _LISTEN = click.option(
@@ -17,9 +17,30 @@ _PRICE = click.option("--price", metavar="PRICE", help='What it asks, such as "0
 
 
 @click.command(
+    cls=LazyGroup,
+    default="run",
+    table={
+        "run": ("overlay.cli.relay:run", "Run it, until stopped (what `relay` alone does)."),
+        "init": ("overlay.cli.relay_init:relay_init", "Set one up: questions, checks, an estimate."),
+    },
+    examples=(
+        ("hopfare relay init", "First: what must be known, and what stands in the way."),
+        ("hopfare relay", "Then run it."),
+        ("hopfare relay --listen 192.0.2.7:4433", "The same with an option of `relay run`."),
+    ),
+)
+def relay() -> None:
+    """Carry other people's traffic between relays.
+
+    A relay sees its two neighbours on each path and nothing of what is carried, and nothing leaves to the
+    internet from it.
+    """
+
+
+@click.command(
     cls=ManualCommand,
     examples=(
-        ("hopfare init", "First make the relay's identity and configuration."),
+        ("hopfare relay init", "First make the relay's identity and configuration."),
         ("hopfare relay --listen 192.0.2.7:4433", "Run; the address is this machine's public one."),
         ("hopfare descriptor export -o relay.descriptor", "What to send to whoever signs the seed list."),
     ),
@@ -29,12 +50,8 @@ _PRICE = click.option("--price", metavar="PRICE", help='What it asks, such as "0
 @_LISTEN
 @_ADVERTISE
 @_PRICE
-def relay(common: Common, listen: str | None, advertise: str | None, price: str | None) -> None:
-    """Carry other people's traffic between relays, until stopped.
-
-    A relay sees its two neighbours on each path and nothing of what is carried, and nothing leaves to the
-    internet from it.
-    """
+def run(common: Common, listen: str | None, advertise: str | None, price: str | None) -> None:
+    """Carry other people's traffic between relays, until stopped."""
     _run(common, listen, advertise, price, as_exit=False)
 
 
