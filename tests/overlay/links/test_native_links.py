@@ -339,7 +339,7 @@ async def test_an_idle_link_is_not_taken_for_a_dead_one():
 
 
 async def test_a_bug_above_a_link_costs_that_link_alone():
-    async with two(("native", "native")) as (dialler, acceptor, ours, theirs):
+    async with two(("native", "native")) as (dialler, acceptor, _, theirs):
         first = await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
         second = await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
         await theirs.until(lambda: len(theirs.ups) == 2)
