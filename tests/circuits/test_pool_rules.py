@@ -332,7 +332,7 @@ wishes = st.builds(
 )
 
 
-@settings(print_blob=True, deadline=None, max_examples=300)
+@settings(print_blob=True, deadline=None, max_examples=200)
 @given(candidates_lists, wishes, st.integers(0, 2**32))
 def test_the_rules_hold_in_every_directory(candidates, wish, seed):
     index = PathIndex(candidates)
@@ -373,7 +373,7 @@ def test_the_rules_hold_in_every_directory(candidates, wish, seed):
             assert len(countries) == len(set(countries))
 
 
-@settings(print_blob=True, deadline=None, max_examples=150)
+@settings(print_blob=True, deadline=None, max_examples=100)
 @given(candidates_lists, wishes, st.integers(0, 2**32))
 def test_where_a_path_exists_one_is_found(candidates, wish, seed):
     """Up to two relays, where all pairs can be tried; more may need more luck than six attempts have."""

@@ -253,7 +253,7 @@ notes = st.one_of(
 )
 
 
-@settings(print_blob=True, deadline=None, max_examples=150)
+@settings(print_blob=True, deadline=None, max_examples=80)
 @given(st.lists(st.tuples(notes, times), max_size=40), times)
 def test_whatever_is_noted_the_figures_stay_in_range(events, end):
     book = QualityBook()
