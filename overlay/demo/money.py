@@ -15,10 +15,11 @@ from typing import Any
 
 from overlay.config.parse import KEY_FILE_NAME
 from overlay.demo.box import LabError, Process, wait_until
-from overlay.demo.lab import HUB, Lab
+from overlay.demo.lab import HUB, Lab, python_environment, sys_executable
 from overlay.demo.toml import Value
 from overlay.errors import LocalControlError
 from overlay.node.io.local import call_local
+from payments.io.chain.devchain import ANVIL_VARIABLE
 from payments.io.keystore import write_key_file
 from payments.keys import PurseKey, checksum_address
 
@@ -92,7 +93,9 @@ class Money:
         """Start the chain and deploy the contracts; `wait_ready` waits for it. Raises LabError."""
         self.folder.mkdir(mode=0o700)
         self._lab.ip_batch(HUB, [f"addr add {CHAIN_ADDRESS}/32 dev lo"])
-        self._process = self._lab.python(HUB, "overlay.demo.bank", str(self.folder), CHAIN_ADDRESS, log=BANK)
+        argv = [sys_executable(), "-m", "overlay.demo.bank", str(self.folder), CHAIN_ADDRESS]
+        kept = {name: value for name, value in os.environ.items() if name == ANVIL_VARIABLE}
+        self._process = self._lab.spawn(HUB, argv, log=BANK, env=python_environment(kept))
 
     def wait_ready(self) -> None:
         """Wait until the contracts are there. Raises LabError if the chain does not start."""

@@ -37,11 +37,16 @@ class DevChain:
     """"anvil" or "pyrevm"."""
 
 
+ANVIL_VARIABLE = "HOPFARE_ANVIL"
+
+
 def find_anvil() -> str | None:
-    """Return anvil's path: $HOPFARE_ANVIL, the PATH, or a source tree's workbench; or None."""
-    named = os.environ.get("HOPFARE_ANVIL")
+    """Return anvil's path: $HOPFARE_ANVIL, the PATH, or a source tree's workbench; or None, also if the
+    variable says "off".
+    """
+    named = os.environ.get(ANVIL_VARIABLE)
     if named:
-        return named
+        return None if named == "off" else named
     found = shutil.which("anvil")
     if found:
         return found
