@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from overlay.engine.flows import ClientFlow, ExitFlow, RelayFlow
 from overlay.engine.gate import ExitGate, GateCounters
@@ -99,17 +100,24 @@ class OpenTable:
 class Node:
     """An engine with a record of what it told the node above."""
 
-    def __init__(self, name: str, clock: Clock, memory_limit_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        memory_limit_bytes: int = 64 << 20,
+        make_engine: Callable[..., Any] = PythonEngine,
+        rng: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self.name = name
         self.lost: list[FlowFault] = []
         self.echoes: list[bytes] = []
         self.controls: list[bytes] = []
         self.low: list = []
         self.gate_counters = GateCounters()
-        self.engine = PythonEngine(
+        self.engine = make_engine(
             self,
             clock=clock,
-            rng=os.urandom,
+            rng=rng,
             memory_limit_bytes=memory_limit_bytes,
             gate=lambda addresses: ExitGate(OpenTable(), addresses, DNS, self.gate_counters),
         )
@@ -133,13 +141,29 @@ class Node:
 class Net:
     """A path of nodes. ``tamper(link, event) -> list of events`` sees everything that is carried."""
 
-    def __init__(self, hops: int = 3, suite: int = 2, memory_limit_bytes: int = 64 << 20) -> None:
-        self.clock = Clock()
+    def __init__(
+        self,
+        hops: int = 3,
+        suite: int = 2,
+        memory_limit_bytes: int = 64 << 20,
+        *,
+        clock: Clock | None = None,
+        engines: Sequence[Callable[..., Any]] = (PythonEngine,),
+        rng: Callable[[int], bytes] = os.urandom,
+        offload: bool = False,
+    ) -> None:
+        """``engines``: what makes each node's engine, the client's first; the last one goes on."""
+        self.clock = clock or Clock()
         self.suite = suite
-        self.nodes = [Node(f"n{i}", self.clock, memory_limit_bytes) for i in range(hops + 1)]
+        self.nodes = [
+            Node(f"n{i}", self.clock, memory_limit_bytes, engines[min(i, len(engines) - 1)], rng)
+            for i in range(hops + 1)
+        ]
         self.links: list[tuple[FakeLink, FakeLink]] = []
         self.carried: list[tuple[FakeLink, tuple]] = []
         self.tamper: Callable[[FakeLink, tuple], list[tuple]] = lambda link, event: [event]
+        for node in self.nodes:
+            node.tun.has_offload = offload
         self.nodes[0].engine.attach_tun(self.nodes[0].tun, by_source=True)
         self.nodes[-1].engine.attach_tun(self.nodes[-1].tun, by_source=False)
         for i in range(hops):

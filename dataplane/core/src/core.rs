@@ -290,24 +290,24 @@ impl Core {
         let Some(place) = self.find(flow) else { return };
         let Some(flow) = self.flows[place as usize].flow.as_deref_mut() else { return };
         let shared = &mut self.shared;
-        match &mut flow.kind {
-            Kind::Endpoint(endpoint) => {
-                let at = EndRef { flow: place, side: 0 };
-                if endpoint.has_trains() {
-                    shared.want_trains(&mut flow.ends[0], at);
-                }
-                if endpoint.has_singles() {
-                    shared.want_singles(&mut flow.ends[0], at);
-                }
+        let held = match &mut flow.kind {
+            Kind::Endpoint(endpoint) => endpoint.held.take(&mut shared.budget),
+            Kind::Relay(relay) => relay.held.take(&mut shared.budget),
+        };
+        for (side, frame) in held {
+            if let Err(fault) = flow.on_train(shared, EndRef { flow: place, side }, frame, now, d) {
+                self.fail(place, fault, d);
+                self.pump(now, d);
+                return;
             }
-            Kind::Relay(relay) => {
-                for (side, frame) in relay.take_held(shared) {
-                    let at = EndRef { flow: place, side };
-                    if let Err(fault) = flow.on_train(shared, at, frame, now, d) {
-                        self.fail(place, fault, d);
-                        break;
-                    }
-                }
+        }
+        if let Kind::Endpoint(endpoint) = &mut flow.kind {
+            let at = EndRef { flow: place, side: 0 };
+            if endpoint.has_trains() {
+                shared.want_trains(&mut flow.ends[0], at);
+            }
+            if endpoint.has_singles() {
+                shared.want_singles(&mut flow.ends[0], at);
             }
         }
         self.pump(now, d);
@@ -333,7 +333,7 @@ impl Core {
         let shared = &mut self.shared;
         let ends = flow.ends.len();
         match &mut flow.kind {
-            Kind::Relay(relay) => drop(relay.take_held(shared)),
+            Kind::Relay(relay) => drop(relay.held.take(&mut shared.budget)),
             Kind::Endpoint(endpoint) => {
                 endpoint.clear(shared);
                 let InnerAddresses { v4, v6 } = endpoint.addresses;

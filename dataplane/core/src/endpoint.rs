@@ -15,7 +15,7 @@ use crate::params::{
 };
 use crate::policy::Verdict;
 use crate::queue::CodelQueue;
-use crate::shared::{End, EndRef, Item, Shared};
+use crate::shared::{End, EndRef, Held, Item, Pulled, Shared};
 use crate::suites::Suite;
 use crate::vnet;
 
@@ -53,6 +53,8 @@ pub(crate) struct Endpoint {
     pub addresses: InnerAddresses,
     entry_trains: CodelQueue<Item>,
     entry_singles: CodelQueue<Item>,
+    /// Of an exit: a client's guard is paid for what it sends.
+    pub held: Held,
 }
 
 impl Endpoint {
@@ -86,6 +88,7 @@ impl Endpoint {
             addresses,
             entry_trains: CodelQueue::new(ENTRY_LIMIT_BYTES),
             entry_singles: CodelQueue::new(ENTRY_SINGLES_LIMIT_BYTES),
+            held: Held::default(),
         }
     }
 
@@ -102,7 +105,7 @@ impl Endpoint {
     }
 
     pub fn queued_bytes(&self) -> usize {
-        self.entry_trains.bytes() + self.entry_singles.bytes()
+        self.entry_trains.bytes() + self.entry_singles.bytes() + self.held.bytes()
     }
 
     pub fn entry_bytes(&self) -> usize {
@@ -120,6 +123,7 @@ impl Endpoint {
     pub fn clear(&mut self, shared: &mut Shared) {
         self.entry_trains.clear(&mut shared.budget);
         self.entry_singles.clear(&mut shared.budget);
+        self.held.take(&mut shared.budget);
     }
 
     pub fn expire(&mut self, now: Now) {
@@ -203,8 +207,12 @@ impl Endpoint {
         d: &mut impl Driver,
     ) -> Result<Option<BytesMut>, Fault> {
         let direction = self.direction();
-        let max_units = shared.meters.affordable(self.price, max_units.min(MAX_TRAIN_UNITS));
-        let room = direction.capacity(max_units);
+        let max_units = max_units.min(MAX_TRAIN_UNITS);
+        let paid = shared.meters.affordable(self.price, max_units);
+        let room = direction.capacity(paid);
+        if paid < max_units && self.entry_trains.peek_bytes() > room {
+            shared.meters.refuse(self.price.meter, 1);
+        }
         let size = collect(&mut self.entry_trains, shared, room, now);
         if shared.items.is_empty() {
             return Ok(None);
@@ -254,14 +262,14 @@ impl Endpoint {
         counters: &mut FlowCounters,
         now: Now,
         d: &mut impl Driver,
-    ) -> Result<Option<BytesMut>, Fault> {
+    ) -> Result<Pulled, Fault> {
         let direction = self.direction();
-        if self.entry_singles.is_empty() || shared.meters.affordable(self.price, 1) == 0 {
-            return Ok(None);
+        if self.entry_singles.is_empty() || !shared.meters.can_pay(self.price, 1) {
+            return Ok(Pulled::Nothing);
         }
         collect(&mut self.entry_singles, shared, direction.capacity(1), now);
         if shared.items.is_empty() {
-            return Ok(None);
+            return Ok(Pulled::Nothing);
         }
         shared.meters.charge(self.price, 1);
         let mut frame = shared.arena.empty(LINK_FRAME);
@@ -282,7 +290,7 @@ impl Endpoint {
             }
         };
         if sealed {
-            Ok(Some(frame))
+            Ok(Pulled::Frame(frame))
         } else {
             Err(Fault::Exhausted)
         }
@@ -326,14 +334,17 @@ impl Endpoint {
                 shared.meters.charge(price, units);
             }
             Role::Exit(exit) => {
+                if !self.held.is_empty() || !shared.meters.can_pay(price, units) {
+                    self.held.push(place.side, frame, &mut shared.budget);
+                    return Ok(());
+                }
                 let opened = exit.forward_trains.open(&mut frame[1..], now);
                 if matches!(opened, Opened::Refused | Opened::Forward) {
                     counters.forward.failures += 1;
                     return Err(Fault::BadPackets);
                 }
-                if !shared.meters.charge(price, units) {
-                    counters.forward.dropped += units as u64;
-                } else if opened == Opened::Deliver
+                shared.meters.charge(price, units);
+                if opened == Opened::Deliver
                     && !self.receive(
                         shared,
                         end,

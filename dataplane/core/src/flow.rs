@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use crate::driver::{Driver, Fault, FlowCounters, FlowId, Now};
 use crate::endpoint::Endpoint;
 use crate::relay::Relay;
-use crate::shared::{End, EndRef, Shared};
+use crate::shared::{End, EndRef, Pulled, Shared};
 
 /// What a flow joins.
 pub(crate) enum Kind {
@@ -39,7 +39,7 @@ impl Flow {
 
     pub fn queued_bytes(&self) -> usize {
         let inside = match &self.kind {
-            Kind::Relay(relay) => relay.held_bytes(),
+            Kind::Relay(relay) => relay.held.bytes(),
             Kind::Endpoint(endpoint) => endpoint.queued_bytes(),
         };
         inside + self.ends.iter().map(End::queued_bytes).sum::<usize>()
@@ -139,16 +139,15 @@ impl Flow {
         place: EndRef,
         now: Now,
         d: &mut impl Driver,
-    ) -> Result<Option<BytesMut>, Fault> {
+    ) -> Result<Pulled, Fault> {
         match &mut self.kind {
-            Kind::Relay(_) => {
-                let queue = &mut self.ends[usize::from(place.side)].singles;
-                Ok(queue.as_mut().and_then(|queue| queue.pop(now, &mut shared.budget)))
+            Kind::Relay(relay) => {
+                Ok(relay.pull_single(shared, &mut self.ends, &mut self.counters, place, now))
             }
             Kind::Endpoint(endpoint) => {
-                let frame = endpoint.pull_single(shared, &self.ends[0], &mut self.counters, now, d);
+                let pulled = endpoint.pull_single(shared, &self.ends[0], &mut self.counters, now, d);
                 self.touch(shared);
-                frame
+                pulled
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::core::Core;
 use crate::credit::{encode_grant, GrantReader, GRANT_BYTES, GRANT_CIRCUIT_ID};
 use crate::driver::{Driver, Fault, LinkId, Now};
 use crate::params::CIRCUIT_ID_BYTES;
-use crate::shared::{EndRef, Inbound};
+use crate::shared::{EndRef, Inbound, Pulled};
 use crate::trains::Step;
 
 /// A link takes no further train while QUIC holds this much that it has not sent once.
@@ -230,23 +230,27 @@ impl Core {
             let Some((flow, shared)) = self.flow_at(place.flow) else { continue };
             flow.end(place).in_singles = false;
             let most = room.min(TURN_SINGLES);
-            let mut sent = 0;
+            let (mut taken, mut sent) = (0, 0);
             let mut fault = None;
-            while sent < most {
+            while taken < most {
                 match flow.pull_single(shared, place, now, d) {
-                    Ok(Some(frame)) => d.send_datagram(link, frame.freeze()),
-                    Ok(None) => break,
+                    Ok(Pulled::Frame(frame)) => {
+                        d.send_datagram(link, frame.freeze());
+                        sent += 1;
+                    }
+                    Ok(Pulled::Unpaid) => {}
+                    Ok(Pulled::Nothing) => break,
                     Err(found) => {
                         fault = Some(found);
                         break;
                     }
                 }
-                sent += 1;
+                taken += 1;
             }
             room -= sent;
             if let Some(fault) = fault {
                 self.fail(place.flow, fault, d);
-            } else if sent == most {
+            } else if taken == most && sent > 0 {
                 shared.want_singles(flow.end(place), place);
             }
         }

@@ -153,8 +153,9 @@ impl Meters {
         true
     }
 
+    /// Count packets that the credit did not cover.
     #[cold]
-    fn refuse(&mut self, id: MeterId, packets: usize) {
+    pub fn refuse(&mut self, id: MeterId, packets: usize) {
         if let Some(entry) = self.entry(id) {
             entry.meter.refused_packets += packets as u64;
         }

@@ -9,7 +9,7 @@ use crate::layers::{Lane, Opened, RelayBackward, RelayForward};
 use crate::meter::{Meters, Price};
 use crate::params::{CIRCUIT_ID_BYTES, LINK_FRAME, UNIT};
 use crate::queue::CodelQueue;
-use crate::shared::{End, EndRef, Shared};
+use crate::shared::{End, EndRef, Held, Pulled, Shared};
 use crate::suites::Suite;
 
 /// Single packets that one circuit may have waiting on one link.
@@ -23,9 +23,7 @@ pub(crate) struct Relay {
     forward_singles: RelayForward,
     backward_trains: RelayBackward,
     backward_singles: RelayBackward,
-    /// Trains that wait for a neighbour's payment, with the side that they came in on.
-    held: VecDeque<(u8, BytesMut)>,
-    held_bytes: usize,
+    pub held: Held,
 }
 
 impl Relay {
@@ -38,13 +36,8 @@ impl Relay {
             forward_singles: RelayForward::new(root, suite, Lane::Datagram),
             backward_trains: RelayBackward::new(root, suite, Lane::Stream),
             backward_singles: RelayBackward::new(root, suite, Lane::Datagram),
-            held: VecDeque::new(),
-            held_bytes: 0,
+            held: Held::default(),
         }
-    }
-
-    pub fn held_bytes(&self) -> usize {
-        self.held_bytes
     }
 
     pub fn expire(&mut self, now: Now) {
@@ -63,11 +56,10 @@ impl Relay {
         meters.charge(self.price_out, packets);
     }
 
-    /// Trains that waited for credit, to be handed in again.
-    pub fn take_held(&mut self, shared: &mut Shared) -> VecDeque<(u8, BytesMut)> {
-        shared.budget.remove(self.held_bytes);
-        self.held_bytes = 0;
-        std::mem::take(&mut self.held)
+    /// Whether both meters cover one packet; each that does not counts it as refused.
+    fn both_pay(&self, meters: &mut Meters) -> bool {
+        let pays_in = meters.can_pay(self.price_in, 1);
+        meters.can_pay(self.price_out, 1) && pays_in
     }
 
     /// A whole frame came in on `place`; unpaid ones are held, which stops their credits too.
@@ -83,9 +75,7 @@ impl Relay {
     ) -> Result<(), Fault> {
         let units = (frame.len() - 1) / UNIT;
         if !self.held.is_empty() || !self.can_pay(&mut shared.meters, units) {
-            shared.budget.add(frame.len());
-            self.held_bytes += frame.len();
-            self.held.push_back((place.side, frame));
+            self.held.push(place.side, frame, &mut shared.budget);
             return Ok(());
         }
         let packet = &mut frame[1..];
@@ -129,7 +119,7 @@ impl Relay {
     ) -> Result<(), Fault> {
         let is_forward = place.side == 0;
         let traffic = if is_forward { &mut counters.forward } else { &mut counters.backward };
-        if !self.can_pay(&mut shared.meters, 1) {
+        if !self.both_pay(&mut shared.meters) {
             traffic.dropped += 1;
             return Ok(());
         }
@@ -153,13 +143,18 @@ impl Relay {
         } else {
             return Err(Fault::Exhausted);
         };
-        // Only what is authentic and new is billed: replays must not run up anybody's account.
+        // Only what is authentic and new is billed: replays must not run up anybody's account. What goes back is
+        // billed to who pays for it as it leaves (`pull_single`): what CoDel drops was not delivered.
         match opened {
             Opened::Refused => return Ok(()),
             Opened::Deliver => traffic.failures += 1,
             Opened::Drop | Opened::Forward => {}
         }
-        self.charge(&mut shared.meters, 1);
+        if is_forward {
+            self.charge(&mut shared.meters, 1);
+        } else {
+            shared.meters.charge(self.price_out, 1);
+        }
         traffic.packets += 1;
         if opened == Opened::Forward {
             let queue = end.singles.get_or_insert_with(|| Box::new(CodelQueue::new(SINGLES_LIMIT_BYTES)));
@@ -170,6 +165,26 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// The next single packet for `place`.
+    pub fn pull_single(
+        &mut self,
+        shared: &mut Shared,
+        ends: &mut [End],
+        counters: &mut FlowCounters,
+        place: EndRef,
+        now: Now,
+    ) -> Pulled {
+        let queue = &mut ends[usize::from(place.side)].singles;
+        let Some(frame) = queue.as_mut().and_then(|queue| queue.pop(now, &mut shared.budget)) else {
+            return Pulled::Nothing;
+        };
+        if place.side == 0 && !shared.meters.charge(self.price_in, 1) {
+            counters.backward.dropped += 1;
+            return Pulled::Unpaid;
+        }
+        Pulled::Frame(frame)
     }
 
     /// The next train for `place`; its units are given back as credit to where it came from.

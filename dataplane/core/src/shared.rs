@@ -68,6 +68,46 @@ impl End {
     }
 }
 
+/// Trains that wait for a neighbour's payment, with the side that they came in on.
+#[derive(Default)]
+pub(crate) struct Held {
+    frames: VecDeque<(u8, BytesMut)>,
+    bytes: usize,
+}
+
+impl Held {
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn push(&mut self, side: u8, frame: BytesMut, budget: &mut Budget) {
+        budget.add(frame.len());
+        self.bytes += frame.len();
+        self.frames.push_back((side, frame));
+    }
+
+    /// All of them, to be handed in again.
+    pub fn take(&mut self, budget: &mut Budget) -> VecDeque<(u8, BytesMut)> {
+        budget.remove(self.bytes);
+        self.bytes = 0;
+        std::mem::take(&mut self.frames)
+    }
+}
+
+/// What an end gives to the datagrams of its link.
+pub(crate) enum Pulled {
+    /// A frame (circuit id, packet).
+    Frame(BytesMut),
+    /// A packet that nobody pays for: it is gone.
+    Unpaid,
+    /// Nothing waits, or it must not go yet.
+    Nothing,
+}
+
 /// One of the peer's unidirectional streams.
 #[derive(Clone)]
 pub(crate) enum Inbound {
