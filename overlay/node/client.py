@@ -50,17 +50,11 @@ from overlay.io.files import write_atomic
 from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.logs import get_logger
 from overlay.messages import Build, Built, Destroy, Payment, decode_control, encode_control
-from overlay.node.customer_money import end_code
+from overlay.node.client_view import FAULT_SENTENCES, describe_circuit, explain_destroy
 from overlay.node.io.files import load_directory
 from overlay.node.lease import Circuit, Lease
 from overlay.node.market import QUALITY_FILE, ClientMarket, load_quality
 from overlay.node.suites import offered_suites
-from overlay.node.switch import (
-    DESTROY_CLOSING,
-    DESTROY_EXPIRED,
-    DESTROY_FAULT_BASE,
-    DESTROY_PAYMENT_BASE,
-)
 from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
 from overlay.socks.io.server import ProxyServer
 from payments.tab import CloseReason
@@ -111,28 +105,8 @@ _KIND: dict[Trouble, NoCircuitKind] = {
     Trouble.OVERLOADED: NoCircuitKind.OVERLOADED,
 }
 
-_FAULT: dict[FlowFault, str] = {
-    FlowFault.LINK_CLOSED: "the link to its guard was lost",
-    FlowFault.BAD_PACKETS: "packets came that its relays changed, or that are not theirs",
-    FlowFault.BAD_FRAMING: "its guard sent what cannot be read",
-    FlowFault.FLOW_CONTROL: "its guard does not keep to the rules of flow control",
-    FlowFault.STREAM_RESET: "its guard gave it up",
-    FlowFault.MEMORY: "it held the most when the memory limit (node.memory_limit) was reached",
-    FlowFault.EXHAUSTED: "it has carried all that one circuit can",
-}
-
 _OWN_FAULTS = frozenset({FlowFault.MEMORY, FlowFault.EXHAUSTED})
 """What ends a circuit through nobody's fault."""
-
-_RELAY_FAULT: dict[FlowFault, str] = {
-    FlowFault.LINK_CLOSED: "it lost the link to its neighbour",
-    FlowFault.BAD_PACKETS: "packets came that a neighbour changed",
-    FlowFault.BAD_FRAMING: "a neighbour sent what cannot be read",
-    FlowFault.FLOW_CONTROL: "a neighbour does not keep to the rules of flow control",
-    FlowFault.STREAM_RESET: "a neighbour gave up its stream",
-    FlowFault.MEMORY: "it has no memory left",
-    FlowFault.EXHAUSTED: "it has carried all that one circuit can",
-}
 
 log = get_logger("client")
 
@@ -196,9 +170,7 @@ class ClientNode:
         self.discovery: ClientDiscovery | None = None
         self.last_failure = ""
         self.ready = trio.Event()
-        self.engine = make_engine(
-            config.node.engine, self, memory_limit_bytes=config.node.memory_limit_bytes
-        )
+        self.engine = make_engine(config.node.engine, self, memory_limit_bytes=config.node.memory_limit_bytes)
         self.engine.attach_tun(namespace.tun, by_source=True)
         settings = PoolSettings(
             spares=config.client.circuits_ready,
@@ -277,7 +249,7 @@ class ClientNode:
         if fault is FlowFault.LINK_CLOSED and circuit.link.end is not None:
             # on_link_closed follows and knows why; the relays behind the guard are not to be blamed for it.
             return
-        self._lost(circuit, _FAULT[fault], is_fault=fault not in _OWN_FAULTS)
+        self._lost(circuit, FAULT_SENTENCES[fault], is_fault=fault not in _OWN_FAULTS)
 
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
         """An echo came back."""
@@ -804,51 +776,10 @@ class ClientNode:
 
     def list_circuits(self) -> list[dict[str, Any]]:
         """What `hopfare circuits` shows."""
-        rows = []
-        for row in self.pool.status(trio.current_time()):
-            circuit = self._circuits.get(row.circuit_id)
-            rows.append(
-                {
-                    "id": row.circuit_id,
-                    "state": row.state.value,
-                    "path": [format_node_id(relay.node_id) for relay in row.relays],
-                    "countries": [relay.country or "??" for relay in row.relays],
-                    "addresses": [relay.addresses[0][0] for relay in row.relays],
-                    "why": list(row.reasons),
-                    "rules": [
-                        [{"rule": step.rule, "left": step.left} for step in steps] for steps in row.steps
-                    ],
-                    "price_wei_per_packet": row.price_wei_per_packet,
-                    "prices_wei_per_packet": [relay.price_wei_per_packet for relay in row.relays],
-                    "age_s": round(row.age_s, 1),
-                    "connections": row.leases,
-                    "isolated": row.isolated,
-                    "suspect": row.suspect,
-                    "rtt_ms": round(row.rtt_s * 1000, 2) if row.rtt_s is not None else None,
-                    "loss": round(row.loss, 3),
-                    "build_ms": round(circuit.build_s * 1000, 2) if circuit is not None else None,
-                    "packets_up": circuit.flow.counters.forward.packets if circuit is not None else 0,
-                    "packets_down": circuit.flow.counters.backward.packets if circuit is not None else 0,
-                    "inner_ipv4": str(circuit.addresses.ipv4) if circuit is not None else None,
-                    "inner_ipv6": str(circuit.addresses.ipv6)
-                    if circuit is not None and circuit.addresses.ipv6 is not None
-                    else None,
-                }
-            )
-        return rows
-
-
-def explain_destroy(code: int) -> str:
-    """What the code of a Destroy for a circuit that stood says, for the user (docs/protocol/build.md)."""
-    if code == DESTROY_EXPIRED:
-        return "its time was over"
-    if code == DESTROY_CLOSING:
-        return "one of its relays is stopping"
-    with suppress(ValueError):
-        return f"one of its relays gave it up: {_RELAY_FAULT[FlowFault(code - DESTROY_FAULT_BASE)]}"
-    with suppress(ValueError):
-        return f"one of its relays gave it up: {end_code(CloseReason(code - DESTROY_PAYMENT_BASE))}"
-    return f"one of its relays closed it (code {code})"
+        return [
+            describe_circuit(row, self._circuits.get(row.circuit_id))
+            for row in self.pool.status(trio.current_time())
+        ]
 
 
 def _stamp(path: FilePath | None) -> tuple[int, int]:
