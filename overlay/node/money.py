@@ -1,8 +1,8 @@
 """Money in a running node: the desk's acts carried out on links, engine, ledger and chain.
 
-Owns meters and what each link's circuits have counted, tasks that load purses, read counts, fill purses and
-redeem, and what `hopfare status` and `hopfare tabs` say of it. Decides nothing about money: `overlay.tabs`
-does. A node without [payments] has none of this, and carries for nothing.
+Owns the meters, what each link's circuits have counted, and the tasks that read counts, write the ledger and
+redeem; ledger and chain of single purses are `overlay.node.purses`'. Decides nothing about money:
+`overlay.tabs` does. A node without [payments] has none of this, and carries for nothing.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import time
 from collections import Counter
 from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from overlay.engine.interface import FlowHandle, Price
 from overlay.engine.meters import Meter
-from overlay.errors import OverlayError
-from overlay.identity import format_node_id
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Payment, encode_control
+from overlay.node.counts import Count, LinkMoney
 from overlay.node.io.vault import Vault
+from overlay.node.money_rows import list_tabs, name_of
+from overlay.node.purses import Purses
 from overlay.payee import prove_payee
 from overlay.tabs.desk import Act, Desk
 from overlay.tabs.earning import EarningTerms
 from overlay.tabs.paying import PayingTerms
 from overlay.tabs.types import Fund, LoadOwn, Look, Reading, Side
-from payments.errors import ChainError, LedgerError, PaymentsError
-from payments.exposure import Exposure
+from payments.errors import ChainError
 from payments.io.ledger import DayEarnings, PurseKeyed
 from payments.keys import checksum_address
 from payments.tab import (
@@ -46,14 +45,12 @@ from payments.tab import (
     Store,
     Warn,
 )
-from payments.validator import PurseView
 
 if TYPE_CHECKING:
     from overlay.config.model import PaymentsConfig
     from overlay.engine.interface import Engine
     from overlay.links.link import Link
     from overlay.node.io.wallet import Wallet
-    from payments.abi import OnChainPurse
     from payments.io.chain.client import Chain
     from payments.io.chain.sender import Sender
     from payments.io.ledger import Ledger
@@ -62,19 +59,9 @@ if TYPE_CHECKING:
 
 CLOSE_BASE = 64
 """A link closed over money carries this plus the `CloseReason`."""
-DESTROY_PAYMENT_BASE = 96
-"""A circuit that ended over money has a Destroy with this plus the `CloseReason`."""
 BUSY_S = 0.02
 """How often counts are read while packets flow: a window covers a third of a second."""
 IDLE_S = 0.25
-LOAD_TIMEOUT_S = 9.0
-"""For ledger and chain to tell of a purse; a payer waits ten seconds for service."""
-MAX_LOADS = 8
-LOOK_AGAIN_S = 0.5
-VIEW_KEPT_S = 3600.0
-"""A purse seen so lately is served although no endpoint of the chain answers."""
-MAX_VIEWS = 65_536
-CONFIRM_TIMEOUT_S = 900.0
 EASY_ONWARD_TIMES = 64
 """What goes onward may cost so many times a relay's own price. A customer and a next hop in league could else
 have this relay prepay 64 packets of any price."""
@@ -97,44 +84,6 @@ class MoneyHost(Protocol):
 
     def flush(self) -> None:
         """Send what waits on all links."""
-
-
-@dataclass(slots=True)
-class _Count:
-    """Packets of one side of a link: those of circuits that stand, and of those that are gone."""
-
-    meter: Meter
-    flows: dict[FlowHandle, None] = field(default_factory=dict)
-    gone_forward: int = 0
-    gone_backward: int = 0
-
-    def read(self) -> Reading:
-        forward, backward = self.gone_forward, self.gone_backward
-        for flow in self.flows:
-            counters = flow.counters
-            forward += counters.forward.packets
-            backward += counters.backward.packets
-        meter = self.meter
-        return Reading(forward, backward, meter.charged_wei, meter.credit_wei, meter.refused_packets)
-
-    def leave(self, flow: FlowHandle) -> None:
-        if flow in self.flows:
-            del self.flows[flow]
-            self.gone_forward += flow.counters.forward.packets
-            self.gone_backward += flow.counters.backward.packets
-
-
-@dataclass(slots=True)
-class _LinkMoney:
-    """What the driver keeps of one link."""
-
-    counts: dict[Side, _Count]
-    payer: bytes = b""
-    earned_noted: tuple[int, int, int] = (0, 0, 0)
-    """Packets, tickets and wei that are in the day's earnings already."""
-    seen: tuple[int, ...] = ()
-    worth_at_start_wei: int = 0
-    asked: int = 0
 
 
 class Money:
@@ -173,21 +122,27 @@ class Money:
         self.problems: dict[str, str] = {}
         self.counters: Counter[str] = Counter()
         self._limit = RateLimit()
-        self._links: dict[Link, _LinkMoney] = {}
-        self._flows: dict[FlowHandle, list[_Count]] = {}
+        self._links: dict[Link, LinkMoney] = {}
+        self._flows: dict[FlowHandle, list[Count]] = {}
         self._by_meter: dict[int, Link] = {}
-        self._starts = Exposure(settings.max_startup_credit_wei, settings.startup_credit_wei)
-        self._views: dict[bytes, tuple[float, PurseView]] = {}
-        self._looked: dict[bytes, float] = {}
-        self._loads = trio.CapacityLimiter(MAX_LOADS)
-        self._funding = trio.Lock()
-        self._nursery: trio.Nursery | None = None
-        self._late: list[Act[Link]] = []
+        self.purses = Purses(
+            settings,
+            chain,
+            self.vault,
+            wallet,
+            own=key.address,
+            payee=payee,
+            payee_of=host.payee_of,
+            do=self._do_now,
+            note=self._note,
+            on_change=host.on_payable,
+        )
         earning = None
         if node_id is not None:
             earning = EarningTerms(self._domain, payee, node_id, price_wei)
         paying = PayingTerms(self._domain, key, settings.max_window_wei, settings.purse_deposit_wei)
         self.desk: Desk[Link] = Desk(earning, paying, self._read, self._silence_s)
+        self.purses.desk = self.desk
 
     @property
     def payee(self) -> bytes:
@@ -205,7 +160,7 @@ class Money:
     def link_up(self, link: Link, now: float) -> None:
         """A neighbour is there."""
         earning = Meter(credit_wei=0)
-        self._links[link] = _LinkMoney({"earning": _Count(earning), "paying": _Count(Meter())})
+        self._links[link] = LinkMoney({"earning": Count(earning), "paying": Count(Meter())})
         self._by_meter[id(earning)] = link
         self._engine.watch_meter(earning)
         peer = link.peer
@@ -224,13 +179,15 @@ class Money:
         """A neighbour is gone; its circuits were reported before."""
         if link not in self._links:
             return
+        tabs = self.desk.links.get(link)
+        worth_wei = 0 if tabs is None or tabs.earning is None else tabs.earning.tab.worth_wei
         self._do(self.desk.link_closed(link, now))
         gone = self._links.pop(link)
         meter = gone.counts["earning"].meter
         self._by_meter.pop(id(meter), None)
         self._engine.unwatch_meter(meter)
         if gone.payer:
-            self._starts.release(gone.payer)
+            self.purses.forget_start(gone.payer, worth_wei)
 
     def on_payment(self, link: Link, data: bytes, now: float) -> None:
         """A payment message came."""
@@ -325,13 +282,10 @@ class Money:
     async def run(self) -> None:
         """Carry out what takes time, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             nursery.start_soon(self.vault.run)
             nursery.start_soon(self._keep_counts)
-            nursery.start_soon(self._keep_purses)
+            nursery.start_soon(self.purses.run)
             nursery.start_soon(self._redeem)
-            late, self._late = self._late, []
-            self._do_now(late)
 
     def close(self) -> None:
         """The node stops: keep what was given and taken."""
@@ -367,21 +321,6 @@ class Money:
                 self._do_now(self.desk.on_readings(link, link.rtt_s, now))
         return busy
 
-    async def _keep_purses(self) -> None:
-        """See what became of our purses on the chain, now and then."""
-        while True:
-            await trio.sleep(self._settings.claim_interval_s)
-            for link, tabs in list(self.desk.links.items()):
-                if tabs.paying is None or not tabs.paying.is_wanted:
-                    continue
-                try:
-                    view = await self._own_view(tabs.paying.payee)
-                except ChainError:
-                    continue
-                if link in self._links:
-                    self._do_now(self.desk.on_own_purse(tabs.paying.payee, view, trio.current_time()))
-                    self._host.on_payable()
-
     # -- acts
 
     def _do_now(self, acts: list[Act[Link]]) -> None:
@@ -404,9 +343,9 @@ class Money:
                     money = self._links.get(link)
                     if money is not None:
                         money.payer = payer
-                        self._later(act)
+                        self.purses.begin(act)
                 case LoadOwn() | Look() | Fund():
-                    self._later(act)
+                    self.purses.begin(act)
                 case CloseCircuits(reason, detail):
                     self.counters[f"closed {reason.name.lower()}"] += 1
                     self._note(log.info, "circuits ended over money", link, reason=detail)
@@ -443,9 +382,8 @@ class Money:
         if tabs is None or money is None:
             return
         if side == "earning" and tabs.earning is not None:
-            money.worth_at_start_wei = tabs.earning.tab.worth_wei
-            money.earned_noted = (0, 0, money.worth_at_start_wei)
-        log.info("purse attached", peer=_name(link), side=side)
+            money.earned_noted = (0, 0, tabs.earning.tab.worth_wei)
+        log.info("purse attached", peer=name_of(link), side=side)
         self._host.on_payable()
 
     def _store(self, link: Link, side: Side, store: Store) -> None:
@@ -455,7 +393,8 @@ class Money:
             return
         if side == "paying":
             if tabs is not None and tabs.paying is not None:
-                self.vault.put("payer", self._own_purse(tabs.paying.payee), store.state)
+                purse = PurseKeyed(self._domain, self._key.address, tabs.paying.payee)
+                self.vault.put("payer", purse, store.state)
             return
         purse = PurseKeyed(self._domain, money.payer, self._payee)
         if tabs is not None and tabs.earning is not None:
@@ -494,144 +433,6 @@ class Money:
             if money.payer == purse.payer if side == "payee" else ours:
                 link.close(CLOSE_BASE + CloseReason.PURSE_BUSY, "the purse is in use by another process")
 
-    def _later(self, act: Act[Link]) -> None:
-        if self._nursery is None:
-            self._late.append(act)
-            return
-        match act.output:
-            case Load(payer):
-                self._nursery.start_soon(self._load, act.link, payer)
-            case LoadOwn(payee):
-                self._nursery.start_soon(self._load_own, act.link, payee)
-            case Look(payer):
-                self._nursery.start_soon(self._look, act.link, payer)
-            case Fund(payee, deposit_wei):
-                self._nursery.start_soon(self._fund, act.link, payee, deposit_wei)
-
-    # -- ledger and chain
-
-    async def _load(self, link: Link, payer: bytes) -> None:
-        """A neighbour has shown a purse: what do ledger and chain say of it?"""
-        purse = PurseKeyed(self._domain, payer, self._payee)
-        try:
-            with trio.fail_after(LOAD_TIMEOUT_S):
-                async with self._loads:
-                    state = await self.vault.load("payee", purse)
-                    view = await self._view(payer)
-        except (LedgerError, ChainError, trio.TooSlowError) as error:
-            self._note(log.warning, "purse not looked up", link, reason=str(error) or "too slow")
-            self._do_now(self.desk.on_load_failed(link, payer, trio.current_time()))
-            return
-        tabs = self.desk.links.get(link)
-        if tabs is None or tabs.earning is None:
-            return
-        if tabs.earning.start_credit_wei > view.deposited_wei:
-            share = self._starts.request(payer, tabs.earning.start_credit_wei)
-            view = PurseView(view.deposited_wei, view.claimed_wei, view.unlocking, share)
-        self._do_now(self.desk.on_loaded(link, payer, state, view, trio.current_time()))
-
-    async def _view(self, payer: bytes) -> PurseView:
-        """A purse that pays us, as the chain confirms it; lately seen ones also while the chain is away."""
-        try:
-            purse = await self._chain.purse(payer, self._payee, self._settings.confirmations)
-        except ChainError:
-            seen = self._views.get(payer)
-            if seen is None or trio.current_time() - seen[0] > VIEW_KEPT_S:
-                raise
-            return seen[1]
-        return self._see(payer, purse)
-
-    def _see(self, payer: bytes, purse: OnChainPurse) -> PurseView:
-        view = PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))
-        if payer not in self._views and len(self._views) >= MAX_VIEWS:
-            del self._views[next(iter(self._views))]
-        self._views[payer] = (trio.current_time(), view)
-        share = self._starts.share_wei(payer)
-        if share and view.deposited_wei >= share:
-            self._starts.release(payer)
-            share = 0
-        return PurseView(view.deposited_wei, view.claimed_wei, view.unlocking, share)
-
-    def on_purse(self, payer: bytes, purse: OnChainPurse) -> None:
-        """The redeemer has seen a purse that pays us."""
-        self.desk.on_purse(payer, self._see(payer, purse))
-
-    async def _look(self, link: Link, payer: bytes) -> None:
-        """A purse seemed too small: perhaps there is more in it by now."""
-        now = trio.current_time()
-        if now - self._looked.get(payer, -LOOK_AGAIN_S) < LOOK_AGAIN_S:
-            return
-        if len(self._looked) >= MAX_VIEWS:
-            self._looked.clear()
-        self._looked[payer] = now
-        try:
-            async with self._loads:
-                view = await self._view(payer)
-        except ChainError:
-            return
-        if link in self._links:
-            self.desk.on_purse(payer, view)
-
-    async def _load_own(self, link: Link, payee: bytes) -> None:
-        try:
-            with trio.fail_after(LOAD_TIMEOUT_S):
-                state = await self.vault.load("payer", self._own_purse(payee))
-                view = await self._own_view(payee)
-        except (LedgerError, ChainError, trio.TooSlowError) as error:
-            reason = str(error) or "the chain does not answer"
-            self._note(log.warning, "own purse not looked up", link, reason=reason)
-            self.desk.on_own_failed(link, f"our purse cannot be looked up: {reason}", trio.current_time())
-        else:
-            self._do_now(self.desk.on_own_loaded(link, state, view, trio.current_time()))
-        self._host.on_payable()
-
-    async def _own_view(self, payee: bytes) -> PurseView:
-        purse = await self._chain.purse(self._key.address, payee, self._settings.confirmations)
-        return PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))
-
-    def _own_purse(self, payee: bytes) -> PurseKeyed:
-        return PurseKeyed(self._domain, self._key.address, payee)
-
-    async def _fund(self, link: Link, payee: bytes, deposit_wei: int) -> None:
-        """Open or fill our purse towards `payee`, within the operator's limits, and wait until it counts."""
-        name = checksum_address(payee)
-        try:
-            async with self._funding:
-                now = await self._chain.purse(self._key.address, payee)
-                missing = deposit_wei - now.deposited_wei
-                if missing > 0:
-                    missing = max(missing, self._settings.purse_deposit_wei)
-                    await self._check_limit(missing)
-                    is_new = now.deposited_wei <= now.claimed_wei
-                    await self.wallet.deposit(payee, missing, is_new=is_new)
-                    log.info("purse filled", payee=name, added_wei=missing)
-            with trio.fail_after(CONFIRM_TIMEOUT_S):
-                while link in self._links:
-                    view = await self._own_view(payee)
-                    if view.deposited_wei >= deposit_wei:
-                        self.problems.pop("fund", None)
-                        self._do_now(self.desk.on_own_purse(payee, view, trio.current_time()))
-                        self._host.on_payable()
-                        return
-                    await trio.sleep(1.0)
-        except (PaymentsError, OverlayError, trio.TooSlowError) as error:
-            reason = str(error) or "it is not confirmed in time"
-            self.problems["fund"] = f"money: the purse towards {name} is not filled: {reason}"
-            self._note(log.error, "purse not filled", link, payee=name, reason=reason)
-            self.desk.on_own_failed(link, f"the purse for it cannot be filled: {reason}", trio.current_time())
-            self._host.on_payable()
-
-    async def _check_limit(self, more_wei: int) -> None:
-        """Raise PaymentsError if our purses would hold more than the operator allows."""
-        held = 0
-        for purse, _, _ in await trio.to_thread.run_sync(self.ledger.purses, "payer", self._domain):
-            found = await self._chain.purse(self._key.address, purse.payee)
-            held += found.deposited_wei - found.claimed_wei
-        if held + more_wei > self._settings.max_in_purses_wei:
-            raise PaymentsError(
-                f"all purses would hold {held + more_wei} wei, more than payments.max_in_purses allows"
-            )
-
     # -- showing
 
     def status(self) -> dict[str, Any]:
@@ -640,65 +441,20 @@ class Money:
             "account": checksum_address(self._key.address),
             "payee": checksum_address(self._payee),
             "price_wei_per_packet": self._price_wei,
-            "tabs": self.list_tabs(),
+            "tabs": list_tabs(self),
             "disputes": self.counters["disputes"],
             "counters": dict(self.counters),
-            "startup_credit_wei": self._starts.total_wei,
+            "startup_credit_wei": self.purses.starts.total_wei,
         }
 
     def list_problems(self) -> list[str]:
         """Sentences on what is wrong with money, for the operator."""
         found = list(self.problems.values())
+        if self.purses.problem:
+            found.append(self.purses.problem)
         if self.vault.problem:
             found.append(self.vault.problem)
         return found
-
-    def list_tabs(self) -> list[dict[str, Any]]:
-        """One row for each side of each link that money flows on."""
-        rows: list[dict[str, Any]] = []
-        for link, tabs in self.desk.links.items():
-            money = self._links[link]
-            earning, paying = tabs.earning, tabs.paying
-            if earning is not None and (earning.tab.payer or earning.prices.dearest_wei):
-                tab, payer = earning.tab, earning.tab.payer
-                seen = self._views.get(payer or b"")
-                view = seen[1] if seen is not None else PurseView()
-                rows.append(
-                    {
-                        "side": "earning",
-                        "peer": _name(link),
-                        "payer": checksum_address(payer) if payer else "",
-                        "open": tab.is_open,
-                        "waiting": earning.is_waiting,
-                        "worth_wei": tab.worth_wei,
-                        "spent_wei": tab.spent_wei,
-                        "claimed_wei": view.claimed_wei,
-                        "unclaimed_wei": max(0, tab.worth_wei - view.claimed_wei),
-                        "deposited_wei": view.deposited_wei,
-                        "tickets": tab.tickets,
-                        "packets": money.counts["earning"].meter.packets,
-                        "refused_packets": money.counts["earning"].meter.refused_packets,
-                    }
-                )
-            if paying is not None and paying.is_wanted:
-                own = paying.tab
-                rows.append(
-                    {
-                        "side": "paying",
-                        "peer": _name(link),
-                        "payee": checksum_address(paying.payee),
-                        "open": paying.is_open,
-                        "trouble": paying.explain() or "",
-                        "worth_wei": paying.worth_wei,
-                        "spent_wei": 0 if own is None else own.spent_wei,
-                        "owed_wei": 0 if own is None else own.owed_wei,
-                        "window_wei": 0 if own is None else own.window_wei,
-                        "deposited_wei": paying.view.deposited_wei,
-                        "claimed_wei": paying.view.claimed_wei,
-                        "packets": money.counts["paying"].meter.packets,
-                    }
-                )
-        return rows
 
     # -- inside
 
@@ -712,8 +468,4 @@ class Money:
         """Log what a peer can cause, at a bounded rate."""
         suppressed = self._limit.allow(event, trio.current_time())
         if suppressed is not None:
-            write(event, peer=_name(link), **values, **({"suppressed": suppressed} if suppressed else {}))
-
-
-def _name(link: Link) -> str:
-    return "customer" if link.peer is None else format_node_id(link.peer)
+            write(event, peer=name_of(link), **values, **({"suppressed": suppressed} if suppressed else {}))

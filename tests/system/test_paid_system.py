@@ -11,7 +11,6 @@ from circuits.building.messages import price_chain
 from overlay.demo.box import wait_until
 from overlay.demo.fleet import Node
 from overlay.demo.lab import missing_for_lab
-from overlay.errors import LocalControlError
 
 pytestmark = pytest.mark.system
 
@@ -154,25 +153,3 @@ def test_a_customer_that_stops_paying_is_stopped_within_its_credit(paid: PaidLab
     wait_until(lambda: "not paid in time" in cheat.log_text(), WAIT_S, "the cheat to be told")
     assert "no tickets came within 10 s" in paid.relay("r1").log_text()
     cheat.stop()
-
-
-def test_a_budget_that_is_reached_stops_traffic_and_says_so_also_after_a_restart(paid: PaidLab) -> None:
-    client = the_client(paid)
-    client.stop()
-    before = worth(paid, "r1", "client")
-    client.configure({"payments": {"budget_per_hour": "0.00001"}})
-    client.start()
-
-    def told() -> bool:
-        try:
-            problems = client.status()["problems"]
-        except LocalControlError:
-            return False
-        return any("budget of 0.00001 per hour is spent" in problem for problem in problems)
-
-    wait_until(told, WAIT_S, "the client to say why")
-    refused = paid.world.curl("-o", "/dev/null", "http://www.demo.test/ip", timeout_s=20.0)
-    assert refused.returncode != 0
-    assert worth(paid, "r1", "client") <= before
-    client.stop()
-    client.configure({"payments": {"budget_per_hour": ""}})

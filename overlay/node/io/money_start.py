@@ -53,7 +53,7 @@ async def open_money(
             money: Money
 
             def on_purse(payer: bytes, purse: OnChainPurse) -> None:
-                money.on_purse(payer, purse)
+                money.purses.on_purse(payer, purse)
 
             redeemer = Redeemer(
                 chain,
