@@ -17,7 +17,7 @@ from circuits.building.messages import ExitAddresses, ExitHere
 from circuits.building.onion_keys import OnionKeys
 from circuits.building.relay import BecomeExit, Built, Extend, Refuse, RelayBuild
 from circuits.guards import GuardStore
-from overlay.config.model import ClientConfig, Config
+from overlay.config.model import ClientConfig, Config, NodeConfig
 from overlay.descriptor import Address, Descriptor, sign_descriptor
 from overlay.directory import Directory
 from overlay.identity import Identity
@@ -25,6 +25,10 @@ from overlay.links.io.endpoint import DialError
 from overlay.messages import Build, Message, decode_control, encode_control
 from overlay.node.client import ClientNode
 from overlay.node.relay import RelayNode
+
+
+_CONFIG = replace(Config(), node=replace(NodeConfig(), engine="python"))
+"""The native engine wants real links and a real TUN."""
 
 
 @dataclass(eq=False)
@@ -193,7 +197,7 @@ async def relay_node(peers: list[Peer]) -> AsyncIterator[RelayNode]:
     """The node of peers[0], not an exit."""
     async with trio.open_nursery() as nursery:
         me = peers[0]
-        node = RelayNode(Config(), me.identity, directory_of(peers), me.build, as_exit=False, nursery=nursery)
+        node = RelayNode(_CONFIG, me.identity, directory_of(peers), me.build, as_exit=False, nursery=nursery)
         endpoint = StubEndpoint()
         endpoint.handler = node.engine
         node.endpoint = endpoint  # type: ignore[assignment]
@@ -208,7 +212,7 @@ async def client_node(
 ) -> AsyncIterator[tuple[ClientNode, StubEndpoint]]:
     """A client that keeps its pool; every relay can be dialled, none answers a build by itself."""
     async with trio.open_nursery() as nursery:
-        config = replace(Config(), client=replace(ClientConfig(), hops=hops), state_dir=folder)
+        config = replace(_CONFIG, client=replace(ClientConfig(), hops=hops), state_dir=folder)
         node = ClientNode(
             config,
             directory_of(peers),
