@@ -26,7 +26,6 @@ from overlay.messages import Build, Message, decode_control, encode_control
 from overlay.node.client import ClientNode
 from overlay.node.relay import RelayNode
 
-
 _CONFIG = replace(Config(), node=replace(NodeConfig(), engine="python"))
 """The native engine wants real links and a real TUN."""
 
