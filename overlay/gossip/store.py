@@ -74,6 +74,10 @@ class _Held:
     refilled: float
 
 
+_EMPTY = hashlib.blake2b(b"", digest_size=SHORT_BYTES).digest()
+"""The digest of a part without any descriptor."""
+
+
 def hash_descriptor(encoded: bytes) -> bytes:
     """Return the 16-byte hash of a descriptor's wire form; its first 8 bytes are the short hash."""
     return hashlib.blake2b(encoded, digest_size=ROOT_BYTES).digest()
@@ -114,9 +118,10 @@ class Store:
         self._limits = limits
         self._by_id: dict[bytes, _Held] = {}
         self._by_short: dict[bytes, bytes] = {}
-        self._buckets: list[set[bytes]] = [set() for _ in range(BUCKETS)]
-        """Identities of each part."""
-        self._digests: list[bytes | None] = [None] * BUCKETS
+        self._buckets: dict[int, set[bytes]] = {}
+        """Identities of each part that has any."""
+        self._digests: dict[int, bytes] = {}
+        """Of parts that have any, as far as they are worked out."""
         self._root: bytes | None = None
         self._groups: dict[bytes, set[bytes]] = {}
 
@@ -291,6 +296,8 @@ class Store:
 
     def bucket_digests(self) -> bytes:
         """Return the 256 hashes of the parts, 8 bytes each."""
+        if not self._buckets:
+            return _EMPTY * BUCKETS
         return b"".join([self._digest(bucket) for bucket in range(BUCKETS)])
 
     def differing(self, digests: bytes) -> list[int]:
@@ -303,15 +310,17 @@ class Store:
 
     def shorts(self, bucket: int) -> list[bytes]:
         """Return the short hashes of a part's descriptors."""
-        return [self._by_id[identity].hash[:SHORT_BYTES] for identity in self._buckets[bucket]]
+        return [self._by_id[identity].hash[:SHORT_BYTES] for identity in self._buckets.get(bucket, ())]
 
     def missing(self, bucket: int, known: frozenset[bytes]) -> list[bytes]:
         """Return the wire forms of a part's descriptors whose short hashes are not in `known`."""
-        held = [self._by_id[identity] for identity in self._buckets[bucket]]
+        held = [self._by_id[identity] for identity in self._buckets.get(bucket, ())]
         return [one.entry.encoded for one in held if one.hash[:SHORT_BYTES] not in known]
 
     def _digest(self, bucket: int) -> bytes:
-        digest = self._digests[bucket]
+        if bucket not in self._buckets:
+            return _EMPTY
+        digest = self._digests.get(bucket)
         if digest is None:
             hashes = sorted([self._by_id[identity].hash for identity in self._buckets[bucket]])
             digest = hashlib.blake2b(b"".join(hashes), digest_size=SHORT_BYTES).digest()
@@ -323,7 +332,7 @@ class Store:
     def _insert(self, identity: bytes, held: _Held) -> None:
         self._by_id[identity] = held
         self._by_short[held.hash[:SHORT_BYTES]] = identity
-        self._buckets[identity[0]].add(identity)
+        self._buckets.setdefault(identity[0], set()).add(identity)
         for group in held.groups:
             self._groups.setdefault(group, set()).add(identity)
         self._touch(identity)
@@ -331,7 +340,10 @@ class Store:
     def _remove(self, identity: bytes) -> None:
         held = self._by_id.pop(identity)
         del self._by_short[held.hash[:SHORT_BYTES]]
-        self._buckets[identity[0]].discard(identity)
+        part = self._buckets[identity[0]]
+        part.discard(identity)
+        if not part:
+            del self._buckets[identity[0]]
         for group in held.groups:
             members = self._groups[group]
             members.discard(identity)
@@ -340,7 +352,7 @@ class Store:
         self._touch(identity)
 
     def _touch(self, identity: bytes) -> None:
-        self._digests[identity[0]] = None
+        self._digests.pop(identity[0], None)
         self._root = None
 
 

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+RELAY_FULL_PING_EVERY = 4
+"""For relays: a full packet each way every minute tells of a path that shrank, and a dozen idle neighbours
+then cost half a kilobyte a second and not two.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
@@ -15,6 +20,8 @@ class LinkLimits:
     """The dialler sends a padded Ping this often: shorter than the 30 s after which the first NATs forget
     (RFC 4787).
     """
+    full_ping_every: int = 1
+    """Pings of which one is padded to a full packet; the others are small."""
     answer_timeout_s: float = 10.0
     """A Ping without Pong, or data without any packet in answer, for so long means that the link is dead."""
 

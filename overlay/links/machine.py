@@ -3,7 +3,8 @@
 Theory: a link passes CONNECTING (QUIC handshake), GREETING (the dialler waits for Welcome, the acceptor for
 Hello), IDENTIFYING (an acceptor waits for a relay's Identify), UP, ENDED, never back. Hello, Welcome, Ping
 and Pong carry so much padding that at least one packet of theirs has the full UDP payload: a path that loses
-such packets never gets UP, and a link whose path shrinks later ends.
+such packets never gets UP, and a link whose path shrinks later ends. A relay, which has many idle links, pads
+only some of its Pings.
 
 Pure: it takes bytes and times and returns outputs, to be carried out in order. Nothing follows an `End`.
 """
@@ -187,7 +188,8 @@ class LinkMachine:
             if self._answer_by is None:
                 self._ping_number = (self._ping_number + 1) & 0xFFFF_FFFF
                 self._answer_by = now + self._limits.answer_timeout_s
-                return [_send(Ping(self._ping_number, _PADDING))]
+                is_full = self._ping_number % self._limits.full_ping_every == 0
+                return [_send(Ping(self._ping_number, _PADDING if is_full else b""))]
         return []
 
     def next_timeout(self) -> float | None:
@@ -224,7 +226,7 @@ class LinkMachine:
             case State.IDENTIFYING, False, Identify():
                 return self._identify(message, now)
             case State.UP, False, Ping():
-                return [_send(Pong(message.number, _PADDING))]
+                return [_send(Pong(message.number, _PADDING[: len(message.padding)]))]
             case State.UP, True, Pong() if (
                 message.number == self._ping_number and self._answer_by is not None
             ):

@@ -29,7 +29,7 @@ from overlay.errors import DecodeError, FileError, LocalControlError
 from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
 from overlay.links.io.endpoint import DialError, Endpoint
-from overlay.links.limits import LinkLimits
+from overlay.links.limits import RELAY_FULL_PING_EVERY, LinkLimits
 from overlay.links.redial import Redialer
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Build, Built, Destroy, Goodbye, Payment, decode_control, encode_control
@@ -429,7 +429,9 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             node.discovery = RelayDiscovery(config, node, nursery)
             directory = node.directory = await node.discovery.load()
         limits = LinkLimits(
-            max_links=config.relay.max_links, max_links_per_address=config.relay.max_links_per_address
+            max_links=config.relay.max_links,
+            max_links_per_address=config.relay.max_links_per_address,
+            full_ping_every=RELAY_FULL_PING_EVERY,
         )
         if config.payments.is_on:
             node.money = await stack.enter_async_context(

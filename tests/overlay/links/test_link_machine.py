@@ -23,9 +23,9 @@ LIMITS = LinkLimits()
 NONCE = bytes(range(32))
 
 
-def dialler(signer=DIALLER):
+def dialler(signer=DIALLER, limits=LIMITS):
     return LinkMachine(
-        is_dialler=True, acceptor_id=ACCEPTOR.node_id, signer=signer, nonce=b"", limits=LIMITS, now=0.0
+        is_dialler=True, acceptor_id=ACCEPTOR.node_id, signer=signer, nonce=b"", limits=limits, now=0.0
     )
 
 
@@ -184,6 +184,19 @@ def test_a_handshake_without_end_is_given_up_with_the_right_words():
     machine.handle_connected(ACCEPTOR.node_id, 0.1)
     reason = ended(machine.handle_timeout(LIMITS.handshake_timeout_s), CloseCode.PATH_TOO_SMALL)
     assert reason.startswith("path MTU too small")
+
+
+def test_of_a_relays_pings_only_some_are_full():
+    machine = dialler(limits=LinkLimits(full_ping_every=4))
+    machine.handle_connected(ACCEPTOR.node_id, 0.0)
+    machine.handle_control(frame(Welcome(NONCE, PADDING)), 0.0)
+    sizes = []
+    for _ in range(8):
+        due = machine.next_timeout()
+        (ping,) = said(machine.handle_timeout(due))
+        sizes.append(len(ping.padding))
+        machine.handle_control(frame(Pong(ping.number, ping.padding)), due + 0.1)
+    assert sizes == [0, 0, 0, PADDING_BYTES, 0, 0, 0, PADDING_BYTES]
 
 
 def test_keep_alive():
