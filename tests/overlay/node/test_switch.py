@@ -230,6 +230,43 @@ def test_a_relay_that_is_paid_less_than_its_price_refuses() -> None:
     assert (outcome.hop, outcome.refusal) == (1, Refusal.PRICE)
 
 
+def test_a_relay_that_cannot_pay_onward_refuses_and_only_the_client_reads_why() -> None:
+    net = SwitchNet(price=100)
+    net.path[1].unpayable = "the purse for it is being filled"
+    build = net.start()
+    net.run()
+    outcome = built(net, build)
+    assert isinstance(outcome, BuildFailed)
+    assert (outcome.hop, outcome.refusal) == (1, Refusal.UNPAID)
+    assert "being filled" in outcome.sentence
+    assert [relay.switch.circuit_count for relay in net.path[1:]] == [0, 0]
+    assert net.path[2].switch.counters.builds == 0, "the next relay hears nothing of it"
+
+
+def test_prices_go_with_circuits_and_paid_ones_can_be_ended_alone() -> None:
+    net = SwitchNet(price=100)
+    build = net.start()
+    net.run()
+    assert isinstance(built(net, build), BuildDone)
+    guard, middle, last = net.path
+    (paid_in, paid_out), (middle_in, middle_out), (last_in, last_out) = (
+        next(iter(relay.carried.values())) for relay in net.path
+    )
+    assert paid_out == middle_in
+    assert middle_out == last_in
+    assert last_out == 0
+    assert paid_in >= 100 + paid_out
+    link = next(iter(guard.switch._links))
+    guard.switch.end_paid(link, incoming=False, code=97, now=net.now)
+    assert guard.switch.circuit_count == 1, "nothing goes out to the customer"
+    guard.switch.end_paid(link, incoming=True, code=97, now=net.now)
+    net.run()
+    assert [relay.switch.circuit_count for relay in net.path] == [0, 0, 0]
+    assert not any(relay.carried for relay in net.path)
+    assert net.customer.got[-1] == Destroy(net.customer.got[0].circuit_id, 97)
+    assert middle.switch.counters.destroyed == last.switch.counters.destroyed == 1
+
+
 def test_a_stopping_relay_ends_what_it_carries() -> None:
     net = SwitchNet()
     net.start()
