@@ -68,7 +68,9 @@ def hostile(lab: SystemLab, nodes: Sequence[Node]) -> None:
             node.process.send_signal(signal.SIGTERM)
     for node in nodes:
         node.stop()
-        start_as(lab, node, [sys.executable, str(HOSTILE_RELAY), *arguments_of(node)], wait=False)
+        # Its mischief is done to the Python engine's links.
+        env = {"HOPFARE_NODE__ENGINE": "python"}
+        start_as(lab, node, [sys.executable, str(HOSTILE_RELAY), *arguments_of(node)], env=env, wait=False)
     for node in nodes:
         node.wait_ready()
 
