@@ -15,9 +15,9 @@ WEI_PER_COIN = 10**18
 
 _CONTEXT = Context(prec=60)
 
-_STEPS = (10, 12, 15, 18, 22, 27, 33, 39, 47, 56, 68, 82)
-"""The E12 series: twelve values a decade, each about a fifth above the last, so that an amount on the grid
-tells little about how it is made up and costs at most 25 % more (10 % on average)."""
+_GRID_STEPS_BITS = 3
+"""Eight steps in every doubling; `circuits.building.messages` has the same grid for what builds offer, and a
+test holds them equal."""
 
 
 def wei_per_packet(wei_per_gb: int) -> int:
@@ -33,34 +33,12 @@ def wei_per_gb(packet_wei: int) -> int:
 def round_to_grid(packet_wei: int) -> int:
     """Return the least amount on the common grid that is at least `packet_wei`; the hop that is paid gains.
 
-    0 stays 0, and below 10 wei every whole number is on the grid.
+    The grid has eight steps in every doubling (1 ... 16, 18, 20, ... 32, 36, ...), so the result is at most
+    an eighth above; what a hop is paid tells little about the prices behind it.
     """
-    if packet_wei < 10:
-        return packet_wei
-    scale = 1
-    while packet_wei > _STEPS[-1] * scale:
-        if packet_wei <= 100 * scale:
-            return 100 * scale
-        scale *= 10
-    for step in _STEPS:
-        if step * scale >= packet_wei:
-            return step * scale
-    raise AssertionError("the grid has a value for every amount")
-
-
-def onward_prices(asked_wei: list[int]) -> list[int]:
-    """Return what each hop is paid per packet, given what each hop asks for itself (guard first).
-
-    Hop i is paid its own price and what it must pay onward, the sum rounded up to the grid; the last entry is
-    the exit's own price on the grid.
-    """
-    paid: list[int] = []
-    onward = 0
-    for own in reversed(asked_wei):
-        onward = round_to_grid(own + onward)
-        paid.append(onward)
-    paid.reverse()
-    return paid
+    shift = max(0, packet_wei.bit_length() - 1 - _GRID_STEPS_BITS)
+    step = 1 << shift
+    return (packet_wei + step - 1) >> shift << shift
 
 
 def parse_coin(text: str) -> int:

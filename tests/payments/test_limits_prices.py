@@ -14,7 +14,6 @@ from payments.pricing import (
     GIGABYTE,
     PACKET_BYTES,
     format_coin,
-    onward_prices,
     parse_coin,
     round_to_grid,
     wei_per_gb,
@@ -102,24 +101,15 @@ def test_price_per_packet_and_back_is_rounded_up_by_less_than_a_wei_a_packet(pri
 
 
 @given(st.integers(0, 10**30))
-def test_the_grid_is_a_fifth_apart_and_always_above(amount: int) -> None:
+def test_the_grid_is_an_eighth_apart_and_always_above(amount: int) -> None:
     rounded = round_to_grid(amount)
-    assert amount <= rounded <= max(amount * 5 // 4, amount)
+    assert amount <= rounded <= amount + amount // 8
     assert round_to_grid(rounded) == rounded
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_the_grid_keeps_order(a: int, b: int) -> None:
     assert (round_to_grid(a) <= round_to_grid(b)) or a > b
-
-
-@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=4))
-def test_every_hop_is_paid_its_price_and_what_it_pays_onward(asked: list[int]) -> None:
-    paid = onward_prices(asked)
-    for place, own in enumerate(asked):
-        onward = paid[place + 1] if place + 1 < len(paid) else 0
-        assert paid[place] >= own + onward
-        assert paid[place] == round_to_grid(paid[place])
 
 
 @given(st.integers(0, 10**30))
