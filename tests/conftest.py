@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # No deadline: a machine with two busy cores is slow at times, and a test says nothing about speed.
@@ -16,6 +17,11 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "system: starts real processes in network namespaces of its own; needs root"
     )
+
+
+def pytest_runtest_teardown():
+    # A command that a test runs in this process sends events to what was standard error then, and is closed.
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(config, items):
