@@ -311,7 +311,11 @@ class Discovery:
             self._due = self.gossip.next_timeout()
             with trio.move_on_at(self._due):
                 await self._wake.wait()
-            self._do(self.gossip.handle_timeout(trio.current_time(), time.time()))
+            try:
+                self._do(self.gossip.handle_timeout(trio.current_time(), time.time()))
+            except Exception as error:  # an error of ours must not cost the node its circuits
+                log.error("discovery failed", exc_info=error)
+                await trio.sleep(1.0)
 
     async def _keep_pumping(self) -> None:
         """Send what waits, a batch at a time, so that circuits' messages come through in between."""

@@ -316,7 +316,11 @@ class Publisher:
         assert peer is not None
 
         async def try_one(address: Address) -> None:
-            results[address] = await dial_back(address, peer, self._config.node.quic)
+            results[address] = Outcome.NO_ANSWER
+            try:
+                results[address] = await dial_back(address, peer, self._config.node.quic)
+            except Exception as error:  # an error of ours must not cost the node its circuits
+                log.error("dialling back failed", exc_info=error)
 
         try:
             async with trio.open_nursery() as nursery:

@@ -29,6 +29,15 @@ _IFADDRMSG = struct.Struct("=BBBBI")
 _RTATTR = struct.Struct("=HH")
 
 
+_OUTCOMES: dict[int, Outcome] = {
+    CloseCode.WRONG_IDENTITY: Outcome.OTHER_IDENTITY,
+    CloseCode.PATH_TOO_SMALL: Outcome.PATH_TOO_SMALL,
+    # It proved its key before it said so.
+    CloseCode.REFUSED: Outcome.REACHED,
+    CloseCode.SHUTDOWN: Outcome.REACHED,
+}
+
+
 class _Nothing:
     """A handler of links that are closed as soon as they are up."""
 
@@ -53,17 +62,13 @@ async def dial_back(address: Address, identity: bytes, backend: BackendName) -> 
             async with open_endpoint(
                 (own, 0), None, _Nothing(), backend=backend, role="customer"
             ) as endpoint:
-                link = await endpoint.dial((address.ip, address.port), identity)
+                # Caught in here: the endpoint's nursery would wrap it.
+                try:
+                    link = await endpoint.dial((address.ip, address.port), identity)
+                except DialError as error:
+                    return _OUTCOMES.get(error.code, Outcome.NO_ANSWER)
                 link.close()
                 return Outcome.REACHED
-        except DialError as error:
-            if error.code == CloseCode.WRONG_IDENTITY:
-                return Outcome.OTHER_IDENTITY
-            if error.code == CloseCode.PATH_TOO_SMALL:
-                return Outcome.PATH_TOO_SMALL
-            if error.code in (CloseCode.REFUSED, CloseCode.SHUTDOWN):
-                return Outcome.REACHED  # it proved its key before it said so
-            return Outcome.NO_ANSWER
         except OSError:
             return Outcome.NO_FAMILY
     return Outcome.NO_ANSWER
