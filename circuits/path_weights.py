@@ -29,8 +29,10 @@ LEAST_BACKING = 0.01
 """For who has no stake among those that have."""
 PRICE_BEND = 0.5
 """A relay of the usual price or above counts two thirds of one that asks nothing."""
-LEAST_QUALITY = 0.02
-"""So that a relay that was bad is drawn again now and then, and found to be better."""
+SLOW_SHARE = 0.2
+"""What measurements can take away: a bad guard can slow down what it wants this customer to find slow."""
+LEAST_QUALITY = 0.05
+"""For the same reason, and so that a relay that was bad is drawn again now and then, and found better."""
 SPARE_EXITS = 0.02
 """Least factor for exits in other positions while exits are scarce."""
 
@@ -38,11 +40,12 @@ SPARE_EXITS = 0.02
 def believed_capacity(candidate: Candidate, usual: float) -> float:
     """Return the bytes per second that a relay counts with: what it says, as far as this node has seen it.
 
-    One that was never measured counts as the usual relay at most; who says nothing as half of one.
+    One that was never measured counts as the usual relay at most, one that was slow as a fifth of it if it
+    says so much; who says nothing as half of one.
     """
     said = candidate.capacity_bytes_per_s or usual / 2
     seen = candidate.measured_bytes_per_s * MEASURED_HEADROOM
-    return min(said, seen or usual, CAPACITY_CLIP * usual)
+    return min(said, max(seen, SLOW_SHARE * usual) if seen else usual, CAPACITY_CLIP * usual)
 
 
 def base_weights(candidates: Sequence[Candidate]) -> list[float]:

@@ -26,6 +26,8 @@ MAX_QUALITY_BYTES = 1 << 20
 """Of the file, well over MAX_RELAYS records."""
 PRIOR_GOOD, PRIOR_BAD = 3.0, 1.0
 """What a relay that nobody knows is taken for: three builds that worked and one that did not."""
+EXPLAINING = 1.5
+"""A relay whose throughput is at most so many times a path's explains that path's."""
 GAP_S = 3600.0
 """Time that two sights of a relay vouch for at most."""
 RTT_SLACK_S = 0.05  # slower than usual by so much is nobody's concern
@@ -153,12 +155,16 @@ class QualityBook:
     def note_probe_rate(self, node_ids: Sequence[bytes], rate_bytes_per_s: float, unix_s: float) -> None:
         """A burst over these relays was answered at that rate: none is much slower, one may be no faster.
 
-        Unlike `note_rate` it also lowers: a relay's figure moves half of the way down.
+        Unlike `note_rate` it also lowers: a relay's figure moves half of the way down, unless another one on
+        the path is known to be about so slow, and so explains it.
         """
-        for node_id in node_ids:
-            record = self._touch(node_id, unix_s)
-            old = _rate(record, unix_s)
-            record.rate_bytes_per_s = max(rate_bytes_per_s, (old + rate_bytes_per_s) / 2 if old else 0.0)
+        records = [self._touch(node_id, unix_s) for node_id in node_ids]
+        known = [_rate(record, unix_s) for record in records]
+        is_explained = any(0 < old <= EXPLAINING * rate_bytes_per_s for old in known)
+        for record, old in zip(records, known, strict=True):
+            is_cause = not is_explained or old <= EXPLAINING * rate_bytes_per_s
+            lower = (old + rate_bytes_per_s) / 2 if is_cause else old
+            record.rate_bytes_per_s = max(rate_bytes_per_s, lower)
             record.rate_at_s = unix_s
 
     def note_dispute(self, node_id: bytes, unix_s: float) -> None:

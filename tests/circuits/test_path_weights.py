@@ -63,7 +63,7 @@ def test_a_claim_counts_for_nothing_until_it_was_seen():
     seen = exit_relay(100, capacity_bytes_per_s=2**50, measured_bytes_per_s=10**7, stake_wei=10**20)
     assert share_of(HONEST, [seen]) > 2 * usual
     false = exit_relay(100, capacity_bytes_per_s=10**8, measured_bytes_per_s=10**5)
-    assert share_of(HONEST, [false]) < 0.5 * usual
+    assert 0.1 * usual < share_of(HONEST, [false]) < 0.5 * usual
     assert MEASURED_HEADROOM > 1
 
 
@@ -82,8 +82,9 @@ def test_splitting_a_stake_gains_nothing_to_speak_of():
 
 
 def test_more_nodes_in_one_network_get_no_more_chance():
-    lazy = [exit_relay(100 + n, network=200, quality=0.0) for n in range(30)]
-    assert share_of(HONEST, lazy) < 4.0 * CHANCE_SHARE / 41, "and hardly any weight"
+    networks = [*range(40), *[40] * 30]
+    parts = share_weights([1.0] * 40 + [0.0] * 30, networks, list(range(70)), [1.0] * 70, [], 1.0)
+    assert sum(parts[40:]) == pytest.approx(CHANCE_SHARE / 41)
 
 
 def test_a_low_price_is_worth_half_more_at_most():

@@ -163,6 +163,11 @@ def test_throughput_is_the_highest_seen_and_probes_lower_it():
     assert book.figures(B, UNIX_S).rate_bytes_per_s == 8_000_000
     assert book.measured_at(B) == UNIX_S
     assert book.measured_at(C) == 0.0
+    book.note_probe_rate([C], 1e5, UNIX_S)
+    for _ in range(8):
+        book.note_probe_rate([B, C, D], 1e5, UNIX_S)
+    assert book.figures(B, UNIX_S).rate_bytes_per_s == 8_000_000, "a relay known to be slow explains it"
+    assert book.figures(D, UNIX_S).rate_bytes_per_s == 100_000, "which says of others only: at least that"
 
 
 def test_the_book_is_bounded_and_the_longest_unheard_makes_room():
