@@ -21,7 +21,7 @@ import trio
 from overlay.socks.circuits import ANY_UDP, Destination, Isolation, Lease, NoCircuit
 from overlay.socks.events import Associate, Close, Connect, Established, Event, Resolve, Send
 from overlay.socks.io.association import Association
-from overlay.socks.io.connect import Race, reset
+from overlay.socks.io.connect import Race, acknowledge, reset
 from overlay.socks.io.faults import report_fault
 from overlay.socks.io.pipe import Flow, Pipe
 from overlay.socks.io.poller import BROKEN, HUNG_UP, READ_CLOSED, READABLE
@@ -321,8 +321,16 @@ class Connection:
         self._upstream = upstream
         self._server.poller.replace(upstream.fileno(), self._on_upstream)
         self._finish(SUCCESS)
+        if self._state is _State.SPLICED and not self._up.bytes_moved:
+            self._server.silent.add(self._acknowledge)
         if events & (READABLE | READ_CLOSED):
             self._on_upstream(events)
+
+    def _acknowledge(self) -> None:
+        """Let the server know that the connection is there: its client may be waiting for its first word."""
+        if self._state is _State.SPLICED and not self._up.bytes_moved:
+            assert self._upstream is not None
+            acknowledge(self._upstream)
 
     async def _resolve(self, lease: Lease, destination: Destination) -> Outcome:
         return Outcome(Reply.SUCCEEDED, host=(await self._server.resolver.addresses(lease, destination))[0])
@@ -433,18 +441,21 @@ class Connection:
     def _end(self, *, is_reset: bool) -> None:
         if self._state is _State.CLOSED:
             return
+        was_spliced = self._state is _State.SPLICED
         self._state = _State.CLOSED
         self._drop_attempt()
         for sock in (self._client, self._upstream):
             if sock is not None:
                 self._server.poller.forget(sock.fileno())
                 if is_reset:
+                    if sock is self._upstream and not (was_spliced and self._up.bytes_moved):
+                        acknowledge(sock)  # or the server would never know that there was a connection
                     reset(sock)
                 else:
                     sock.close()
         if self._association is not None:
             self._association.close()
-        if self._upstream is not None:
+        if was_spliced:
             self._server.bytes_up += self._up.bytes_moved
             self._server.bytes_down += self._down.bytes_moved
         self._server.remove(self)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import trio
 
 from overlay.socks.circuits import Circuits
-from overlay.socks.io.connect import ATTEMPT_DELAY_S
+from overlay.socks.io.connect import ATTEMPT_DELAY_S, SILENT_S
 from overlay.socks.io.connection import Connection
+from overlay.socks.io.delays import DelayLine
 from overlay.socks.io.faults import report_fault
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.poller import LISTEN_EVENTS, Poller
@@ -77,8 +78,10 @@ class ProxyServer:
         self._listeners = list(listeners)
         self._nursery = nursery
         self._connections: set[Connection] = set()
-        self._delayed: deque[tuple[float, Callable[[], None]]] = deque()
-        self._has_delayed = trio.Event()
+        #: Attempts to connect that begin only if those before them take long.
+        self.attempts = DelayLine(ATTEMPT_DELAY_S, 0.0, "proxy_attempt_failed")
+        #: New connections whose clients may be waiting for the server's first word.
+        self.silent = DelayLine(SILENT_S, SILENT_S / 2, "proxy_handler_failed")
         self._is_accepting = False
         self._is_closed = False
 
@@ -105,11 +108,6 @@ class ProxyServer:
     def spawn(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a task that ends with the server; it handles its own errors."""
         self._nursery.start_soon(work, *arguments)
-
-    def call_after_delay(self, action: Callable[[], None]) -> None:
-        """Call `action` after ATTEMPT_DELAY_S."""
-        self._delayed.append((trio.current_time() + ATTEMPT_DELAY_S, action))
-        self._has_delayed.set()
 
     def count(self, reason: str) -> None:
         """Count an ending; reasons are the program's own words, so their number is bounded."""
@@ -141,18 +139,15 @@ class ProxyServer:
             self._accept_again()
 
     async def start_delayed(self) -> None:
-        """Call what `call_after_delay` was given."""
-        while True:
-            await self._has_delayed.wait()
-            self._has_delayed = trio.Event()
-            while self._delayed:
-                due, action = self._delayed.popleft()
-                await trio.sleep_until(due)
-                self.poller.now = trio.current_time()
-                try:
-                    action()
-                except Exception as error:
-                    report_fault("proxy_attempt_failed", error)
+        """Begin attempts that were to begin later."""
+        await self.attempts.run(self._set_now)
+
+    async def acknowledge(self) -> None:
+        """Acknowledge the handshakes of connections whose clients have nothing to say yet."""
+        await self.silent.run(self._set_now)
+
+    def _set_now(self, now: float) -> None:
+        self.poller.now = now
 
     def close(self) -> None:
         """Close all connections; the listeners stay the caller's."""
@@ -217,6 +212,7 @@ async def serve_proxy(
         try:
             nursery.start_soon(server.sweep)
             nursery.start_soon(server.start_delayed)
+            nursery.start_soon(server.acknowledge)
             task_status.started(server)
             await server.accept_and_dispatch()
         finally:

@@ -444,3 +444,21 @@ class _black_hole:  # noqa: N801 - used like a function
     def __exit__(self, *_: object) -> None:
         for sock in [*self._fillers, self._listener]:
             sock.close()
+
+
+async def test_a_server_that_speaks_first_need_not_wait_for_the_client() -> None:
+    """The end of TCP's handshake waits for the client's first data, but not for long."""
+
+    async def greets(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"220 ready\r\n")
+        await receive_all(stream)
+
+    async with open_lab() as lab, open_server(greets) as port:
+        begun = trio.current_time()
+        streams = [await lab.connect("127.0.0.1", port) for _ in range(3)]
+        for stream in streams:
+            assert await receive(stream, 11) == b"220 ready\r\n"
+        assert trio.current_time() - begun < 30
+        for stream in streams:
+            await stream.aclose()
+        await lab.until_idle()
