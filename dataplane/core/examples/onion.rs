@@ -229,9 +229,60 @@ fn trains(units: usize, length: Duration) {
     );
 }
 
+/// Resident bytes of this process.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<usize>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
+fn memory(circuits: u32) {
+    let before = resident();
+    let mut core = Core::new(64 << 20);
+    core.link_up(0);
+    core.link_up(1);
+    let meter = core.new_meter(None, 0);
+    let price = Price { meter, wei: 1 };
+    let root_of = |circuit: u32| {
+        let mut root = [1; 32];
+        root[..4].copy_from_slice(&circuit.to_be_bytes());
+        root
+    };
+    for circuit in 1..=circuits {
+        core.relay(&root_of(circuit), 2, 0, circuit, price, 1, circuit, price).unwrap();
+    }
+    let spare = resident() - before;
+    for circuit in 1..=circuits {
+        let mut sender = ClientForward::new(&[root_of(circuit)], Suite::Aes, Lane::Datagram).unwrap();
+        let mut frame = BytesMut::zeroed(4 + UNIT);
+        frame[..4].copy_from_slice(&circuit.to_be_bytes());
+        let random = &mut |out: &mut [u8]| out.fill(1);
+        assert!(sender.seal(&mut frame[4..], 0, Some(1), Command::Forward, random));
+        let frame = frame.freeze();
+        core.on_datagrams(0, std::slice::from_ref(&frame), 0, &mut Sink);
+        core.on_datagrams(1, &[frame], 0, &mut Sink);
+        core.pump(0, &mut Sink);
+        let mut sender = ClientForward::new(&[root_of(circuit)], Suite::Aes, Lane::Stream).unwrap();
+        let mut frame = vec![0; 5 + UNIT];
+        frame[..4].copy_from_slice(&circuit.to_be_bytes());
+        frame[4] = 1;
+        assert!(sender.seal(&mut frame[5..], 0, Some(1), Command::Forward, random));
+        for link in [0, 1] {
+            core.on_stream(link, u64::from(circuit) * 4, &frame, false, 0, &mut Sink);
+        }
+        core.pump(0, &mut Sink);
+    }
+    println!(
+        "{circuits} circuits: {} bytes each as spares, {} after a packet in each lane and direction",
+        spare / circuits as usize,
+        (resident() - before) / circuits as usize
+    );
+}
+
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0.3);
     let length = Duration::from_secs_f64(seconds);
+    memory(10_000);
     for suite in [Suite::Aes, Suite::ChaCha] {
         layers(suite, length);
     }

@@ -60,6 +60,13 @@ impl Core {
         self.shared.tun = Some(Tun { has_offload, by_source });
     }
 
+    /// Join packets of one flow for a TUN with offloads (`coalesce`): TCP, and UDP if the TUN has USO. They then
+    /// reach the TUN with the `pump` that ends their batch at the latest.
+    pub fn join_packets(&mut self, tcp: bool, udp: bool) {
+        self.shared.coalescer.tcp = tcp;
+        self.shared.coalescer.udp = udp;
+    }
+
     /// Set or change the exit's rules.
     pub fn set_policy(&mut self, policy: Policy) {
         self.shared.policy = Some(PolicyTable::new(policy));

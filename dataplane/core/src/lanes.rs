@@ -180,6 +180,7 @@ impl Core {
     /// The end of a batch: move what waits into every link that was touched or blocked, and keep the memory
     /// limit.
     pub fn pump(&mut self, now: Now, d: &mut impl Driver) {
+        self.shared.flush_tun(d);
         for link in std::mem::take(&mut self.shared.blocked) {
             if let Some(known) = self.shared.link(link) {
                 known.is_blocked = false;

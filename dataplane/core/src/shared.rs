@@ -6,13 +6,16 @@ use bytes::{BufMut, BytesMut};
 use foldhash::fast::RandomState;
 
 use crate::budget::Budget;
+use crate::coalesce::Coalescer;
 use crate::credit::{Credit, GrantReader};
 use crate::driver::{Driver, Event, FlowId, LinkId, Now};
 use crate::inner::ItemKind;
 use crate::meter::Meters;
 use crate::policy::PolicyTable;
 use crate::queue::CodelQueue;
+use crate::segment::to_packets;
 use crate::trains::TrainReader;
+use crate::vnet;
 
 /// A hash map whose seed no peer knows.
 pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
@@ -213,6 +216,7 @@ pub(crate) struct Shared {
     pub policy: Option<PolicyTable>,
     pub gate: GateCounters,
     pub tun_refused: u64,
+    pub coalescer: Coalescer,
     /// Items on their way into one packet; empty between calls.
     pub items: Vec<Item>,
     /// A packet that is being looked at; meaningless between calls.
@@ -235,6 +239,7 @@ impl Shared {
             policy: None,
             gate: GateCounters::default(),
             tun_refused: 0,
+            coalescer: Coalescer::default(),
             items: Vec::new(),
             scratch: Vec::new(),
             spare: Vec::new(),
@@ -310,22 +315,31 @@ impl Shared {
         }
     }
 
-    /// Hand one checked packet to the TUN.
+    /// Hand one checked packet to the TUN, now or when the batch ends.
     pub fn write_tun(&mut self, header: &[u8; 10], packet: &[u8], d: &mut impl Driver) {
         let has_offload = self.tun.is_some_and(|tun| tun.has_offload);
-        let taken = if has_offload || *header == crate::vnet::PLAIN {
-            d.tun_write(header, packet)
+        let mut refused = 0;
+        let write =
+            &mut |header: &[u8; 10], packet: &[u8]| refused += u64::from(!d.tun_write(header, packet));
+        if *header == vnet::PLAIN && has_offload && self.coalescer.is_on() {
+            self.coalescer.offer(packet, write);
+        } else if has_offload || *header == vnet::PLAIN {
+            // What waits of the same flow goes first.
+            self.coalescer.flush(write);
+            write(header, packet);
         } else {
-            let mut taken = true;
-            let header = crate::vnet::Header::decode(header);
             let mut scratch = Vec::new();
-            crate::segment::to_packets(&header, packet, &mut scratch, &mut |packet| {
-                taken &= d.tun_write(&crate::vnet::PLAIN, packet);
+            to_packets(&vnet::Header::decode(header), packet, &mut scratch, &mut |packet| {
+                write(&vnet::PLAIN, packet);
             });
-            taken
-        };
-        if !taken {
-            self.tun_refused += 1;
         }
+        self.tun_refused += refused;
+    }
+
+    /// Hand what was kept for the TUN to it.
+    pub fn flush_tun(&mut self, d: &mut impl Driver) {
+        let mut refused = 0;
+        self.coalescer.flush(&mut |header, packet| refused += u64::from(!d.tun_write(header, packet)));
+        self.tun_refused += refused;
     }
 }

@@ -111,6 +111,36 @@ fn super_packets_are_cut_for_a_plain_tun() {
 }
 
 #[test]
+fn plain_segments_are_joined_for_the_tun() {
+    let mut net = Net::new(2, 2, false, MEMORY);
+    net.nodes[2].core.attach_tun(true, false);
+    net.nodes[2].core.join_packets(true, true);
+    let (raw, body) = super_packet(12_400);
+    let mut sent = Vec::new();
+    let header = Header::decode(raw.first_chunk().unwrap());
+    hopfare_core::segment::to_packets(&header, &raw[10..], &mut Vec::new(), &mut |packet| {
+        sent.push(packet.to_vec());
+    });
+    let now = net.now;
+    for packet in &sent {
+        net.nodes[0].core.on_tun(packet, now);
+    }
+    let node = &mut net.nodes[0];
+    node.core.pump(now, &mut node.outside);
+    net.run();
+    let written = &net.nodes[2].outside.written;
+    assert!(written.len() <= 2, "{}", written.len());
+    let mut arrived = Vec::new();
+    for (header, packet) in written {
+        hopfare_core::segment::to_packets(&Header::decode(header), packet, &mut Vec::new(), &mut |packet| {
+            arrived.push(packet.to_vec());
+        });
+    }
+    assert!(arrived == sent);
+    assert!(arrived.iter().flat_map(|packet| packet[40..].to_vec()).eq(body));
+}
+
+#[test]
 fn a_bulk_transfer_gets_credits_and_is_held_back_by_a_full_link() {
     let mut net = Net::new(3, 2, true, MEMORY);
     let (raw, _) = super_packet(60_000);

@@ -64,6 +64,11 @@ proptest! {
     }
 
     #[test]
+    fn joins(data in bytes(600)) {
+        hostile::join(&data);
+    }
+
+    #[test]
     fn onions(data in prop_oneof![bytes(40), (any::<u8>(), vec(any::<u8>(), 1384)).prop_map(|(choice, mut raw)| {
         raw.insert(0, choice);
         raw

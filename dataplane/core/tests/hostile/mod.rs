@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each user has its part
 
 use bytes::{Bytes, BytesMut};
+use hopfare_core::coalesce::Coalescer;
 use hopfare_core::inner::{decode_body, ItemKind};
 use hopfare_core::ip::{self, Sum};
 use hopfare_core::layers::{
@@ -135,6 +136,33 @@ pub fn packet(data: &[u8]) {
     }
 }
 
+/// Packets one after the other, each behind its length, into a coalescer: as many come out again, in as many bytes.
+pub fn join(data: &[u8]) {
+    let mut coalescer = Coalescer::default();
+    (coalescer.tcp, coalescer.udp) = (true, true);
+    let (mut count, mut bytes) = (0, 0);
+    let mut out = |header: &[u8; 10], packet: &[u8]| {
+        let header = vnet::Header::decode(header);
+        assert!(packet.len() <= 65_535);
+        segment::to_packets(&header, packet, &mut Vec::new(), &mut |piece| {
+            count += 1;
+            bytes += piece.len();
+        });
+    };
+    let (mut rest, mut offered, mut offered_bytes) = (data, 0, 0);
+    while let Some((&size, following)) = rest.split_first() {
+        let (packet, following) = following.split_at(following.len().min(usize::from(size)));
+        rest = following;
+        if packet.len() >= 20 {
+            coalescer.offer(packet, &mut out);
+            offered += 1;
+            offered_bytes += packet.len();
+        }
+    }
+    coalescer.flush(&mut out);
+    assert_eq!((count, bytes), (offered, offered_bytes));
+}
+
 /// Bytes in place of packets, and packets with a byte changed, at every kind of hop.
 pub fn onion(data: &[u8]) {
     let Some((&choice, rest)) = data.split_first() else { return };
@@ -232,6 +260,7 @@ pub fn whole_core(data: &[u8]) {
     let mut d = Outside::default();
     let mut core = Core::new(300_000);
     core.attach_tun(true, true);
+    core.join_packets(data.first().is_some_and(|first| first & 1 == 0), true);
     core.set_policy(a_policy());
     core.link_up(0);
     core.link_up(1);
