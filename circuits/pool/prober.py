@@ -94,11 +94,14 @@ class Prober:
     ) -> Look | None:
         """Return a look to take now, its budget spent; None if the budget or the directory has none.
 
-        Exits that the customer's rules allow are looked at as exits, other relays as middles.
+        Exits that the customer's rules allow are looked at as exits, other relays as middles. With one hop
+        nobody is: each exit would see this node's address.
         """
         if not self._per_hour or self._saved(moment.now) < 1.0 - 1e-9:
             return None
         self._left, self._left_at = self._saved(moment.now) - 1.0, moment.now
+        if constraints.hops < 2:
+            return None
         target, position = self._choose_target(constraints, book, moment)
         if target is None:
             return None
