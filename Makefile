@@ -6,7 +6,7 @@ VENV := .venv/bin
 # Names the lock command in the locks' headers, instead of the whole pip-compile line.
 export CUSTOM_COMPILE_COMMAND = make lock
 
-.PHONY: help demo test lint format bench setup setup-dev lock manual clean
+.PHONY: help demo test lint format bench setup setup-dev wheel lock manual clean
 
 help:
 	@echo "make demo     a network of relays on this machine, with SOCKS5 on 127.0.0.1:1080   (ARGS='--hops 4')"
@@ -15,6 +15,7 @@ help:
 	@echo "make format   ruff's formatter and the fixes it is sure of"
 	@echo "make bench    the benchmarks                                      (ARGS='--quick')"
 	@echo "make setup    what hopfare needs to run, into .venv"
+	@echo "make wheel    a wheel of the native engine in dist/ (needs cargo)"
 	@echo "make lock     renew requirements/*.txt from pyproject.toml"
 	@echo "make manual   renew the list of settings in docs/operations/configuration.md"
 	@echo "make clean    remove .venv and all caches"
@@ -47,6 +48,9 @@ setup:
 
 setup-dev:
 	@scripts/setup dev
+
+wheel:
+	scripts/wheel
 
 lock:
 	scripts/lock

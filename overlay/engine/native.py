@@ -206,6 +206,8 @@ class _Budget:
 class NativeEngine:
     """The engine interface over the crate, which reads and writes the TUN itself."""
 
+    kind = "native"
+
     def __init__(self, events: EngineEvents[Any], *, memory_limit_bytes: int) -> None:
         """Load the crate; nothing runs before the links are opened. Raises NativeEngineError."""
         crate = load_crate()

@@ -36,6 +36,8 @@ class PythonEngine:
     exit circuit and is needed for exit flows, ``attach_tun`` for exit and client flows.
     """
 
+    kind = "python"
+
     def __init__(
         self,
         events: EngineEvents[Link],

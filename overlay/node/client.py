@@ -769,6 +769,7 @@ class ClientNode:
             ],
             "proxy": self.proxy.status() if self.proxy is not None else {},
             "dropped_without_circuit": self.engine.unknown_packets,
+            "engine": self.engine.kind,
             "queued_bytes": self.engine.budget.used_bytes,
             **({"money": self.money.status()} if self.money is not None else {}),
         }

@@ -387,6 +387,7 @@ class RelayNode:
                 "destroyed": counters.destroyed,
                 "lost": counters.lost,
             },
+            "engine": self.engine.kind,
             "queued_bytes": self.engine.budget.used_bytes,
         }
         if self.exit_side is not None:
