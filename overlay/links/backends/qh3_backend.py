@@ -50,6 +50,15 @@ _CORE_ARGUMENT_UNI_STREAMS: Final = 22
 """Position of `local_max_streams_uni` among the Rust core's constructor arguments."""
 PACING_SLACK_PACKETS: Final = 8
 """Packets that the pacer may owe before it is worth a wake-up; its burst is ten."""
+ACK_TICK_S: Final = 0.004
+"""A lone acknowledgement waits for data to go with: one to two of these beyond qh3's millisecond."""
+MAX_ACK_SLACK_S: Final = ACK_TICK_S
+ACK_SLACK_PACKETS: Final = 4
+"""It does not wait longer than it takes so many packets to come: where they come fast, a lost one must be
+noticed fast.
+"""
+RATE_INTERVAL_S: Final = 0.05
+_ACK_TIMER: Final = "ack_application"
 _IN_VAIN: Final = (ValueError, AssertionError, RuntimeError, QuicConnectionError)
 """What the library raises when a stream, or the whole connection, has ended: a peer's last message and its
 close come in one batch, so that everything the message leads to is asked of a closed connection.
@@ -129,11 +138,14 @@ class Qh3Connection:
     """See `overlay.links.backends.base.Connection`."""
 
     __slots__ = (
+        "_ack_slack_s",
         "_address",
         "_conn",
         "_losses_resent",
         "_next_key_update",
         "_outbox",
+        "_rate_count",
+        "_rate_since",
         "_up",
         "cids",
         "packets_sent",
@@ -148,6 +160,9 @@ class Qh3Connection:
         self._losses_resent = 0
         """How many packets had been lost when the core had nothing more to send; -1 while it may have."""
         self._next_key_update = KEY_UPDATE_PACKETS
+        self._ack_slack_s = MAX_ACK_SLACK_S
+        self._rate_since = 0.0
+        self._rate_count = 0
         self.cids: list[bytes] = [conn.host_cid]
         self.packets_sent = 0
 
@@ -157,6 +172,11 @@ class Qh3Connection:
 
     def receive(self, buffer: bytes, segment_size: int, address: Address, now: float) -> None:
         """Take received datagrams."""
+        self._rate_count += 1 + len(buffer) // segment_size
+        if now - self._rate_since > RATE_INTERVAL_S:
+            apart_s = (now - self._rate_since) / self._rate_count
+            self._ack_slack_s = min(MAX_ACK_SLACK_S, ACK_SLACK_PACKETS * apart_s)
+            self._rate_since, self._rate_count = now, 0
         try:
             if self._up:
                 self._conn._core.receive_gro_buffer(buffer, segment_size, address, now)
@@ -179,7 +199,13 @@ class Qh3Connection:
         if timer is None:
             return None
         due: float = timer[1]
-        if timer[0] == "pacing":
+        if timer[0] == _ACK_TIMER:
+            if self._ack_slack_s < MAX_ACK_SLACK_S:
+                due += self._ack_slack_s
+            else:
+                # A grid for all quiet links: one wake-up serves many.
+                due = (due // ACK_TICK_S + 2) * ACK_TICK_S
+        elif timer[0] == "pacing":
             # The pacer saves up a burst: a wake-up for each single packet would cost more than the packet.
             due += PACING_SLACK_PACKETS * UDP_PAYLOAD * (core.smoothed_rtt or 0.0) / core.congestion_window
         return due
@@ -258,8 +284,8 @@ class Qh3Connection:
         packets = iter(partial(core.poll_transmit, now), None)
         outbox = self._outbox
         try:
-            if outbox and self._is_drained(core):
-                self._refill(core, now)
+            if outbox and self._is_drained(core) and self._refill(core, now):
+                self._acknowledge_along(core, now)
             out.extend(islice(packets, limit))
             while outbox and len(out) < limit and self._refill(core, now):
                 packets = iter(partial(core.poll_transmit, now), None)
@@ -276,6 +302,13 @@ class Qh3Connection:
             if self.packets_sent >= self._next_key_update:
                 self._update_key()
         return out
+
+    @staticmethod
+    def _acknowledge_along(core: Any, now: float) -> None:
+        """Have an acknowledgement that waits for company go with what is about to leave."""
+        timer = core.get_timer()
+        if timer is not None and timer[0] == _ACK_TIMER and timer[1] > now:
+            core.handle_timer(timer[1])  # it is the first timer: no other is due then
 
     def _is_drained(self, core: Any) -> bool:
         """Tell whether the core has nothing to send but what acknowledges: then that can share a packet with

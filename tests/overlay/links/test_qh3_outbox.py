@@ -138,3 +138,31 @@ def test_a_full_window_never_keeps_acknowledgements_back(backends, count, frames
     pair = Pair(backends, delay_s=0.01, rate_bytes_per_s=2e6, queue_s=0.05).connect()
     pair.filter = lambda _, datagram: [] if rng.random() < loss else [datagram]
     assert _load(pair, count, frames, 2.0) < 0.5
+
+
+def test_an_acknowledgement_goes_along_with_an_answer_or_soon_without_one():
+    pair = Pair(("qh3", "qh3"), delay_s=0.0002).connect()
+    pair.run_until(lambda: not any(side.connection.bytes_in_flight() for side in pair.sides))
+    streams = [pair.dialler.open_stream(), pair.acceptor.open_stream()]
+    sent = []
+    pair.filter = lambda index, datagram: sent.append(index) or [datagram]
+    connection = pair.sides[0].connection
+
+    def answer():
+        if len(pair.handlers[1].streams.get(streams[0], b"")) == 100:
+            pair.acceptor.send_stream(streams[1], bytes(100))
+            pair.handlers[1].changed = None
+
+    pair.handlers[1].changed = answer
+    pair.dialler.send_stream(streams[0], bytes(100))
+    pair.dirty.add(0)
+    pair.flush()
+    assert connection.bytes_in_flight() > 0
+    pair.run_until(lambda: streams[1] in pair.handlers[0].streams)
+    assert connection.bytes_in_flight() == 0
+    assert sent == [0, 1]
+    # The answer is acknowledged alone, since nothing else goes that way.
+    begun = pair.now
+    pair.run_until(lambda: pair.sides[1].connection.bytes_in_flight() == 0)
+    assert 0.001 < pair.now - begun < 0.02
+    assert sent == [0, 1, 0]

@@ -2,6 +2,7 @@
 
 import inspect
 
+import pytest
 from links_net import Pair
 from qh3 import _hazmat
 from qh3.quic.connection import QuicConnection
@@ -121,3 +122,15 @@ def test_a_dialler_with_a_short_hello_gets_its_answer_too():
     pair.dialler.connect(pair.now)
     pair.flush()
     pair.connect()
+
+
+def test_the_timer_of_an_acknowledgement_has_the_name_that_is_looked_for():
+    pair = Pair(("qh3", "qh3")).connect()
+    pair.run_until(lambda: not any(side.connection.bytes_in_flight() for side in pair.sides))
+    stream_id = pair.dialler.open_stream()
+    pair.dialler.send_stream(stream_id, b"data", False)
+    for packet in pair.dialler.transmit(pair.now, 10):
+        pair.sides[1].connection.receive(packet[0], len(packet[0]), pair.addresses[0], pair.now)
+    kind, due = pair.sides[1].connection._conn._core.get_timer()
+    assert kind == qh3_backend._ACK_TIMER
+    assert due == pytest.approx(pair.now + 0.001)
