@@ -43,6 +43,9 @@ from payments.tab import (
 )
 from payments.validator import PurseView
 
+MAX_TICKET_PACKETS = 64
+"""A hash costs as much as carrying a third of a packet in a fast engine: so fast links get coarser tickets, and
+what is at stake, the window, stays the same."""
 _FIRST_RETRY_S = 1.0
 """Wait before a book that was refused for its deposit is shown again; doubles each time."""
 
@@ -137,6 +140,20 @@ class PayerTab:
     def window_wei(self) -> int:
         """How much may be prepaid at present."""
         return self._window_wei
+
+    @property
+    def ticket_wei(self) -> int:
+        """What a new ticket is worth: a packet of the dearest circuit while the window is small, then 4, 16 or
+        64 of them, so that a window is always some 64 to 256 tickets.
+        """
+        packets = 1
+        if self._price_wei and self._limits.tickets_per_message > 1:
+            while (
+                packets < MAX_TICKET_PACKETS
+                and self._window_wei >= 4 * packets * SLOW_START_PACKETS * self._price_wei
+            ):
+                packets *= 4
+        return packets * self._price_wei
 
     @property
     def state(self) -> PurseState:
@@ -357,10 +374,11 @@ class PayerTab:
         target = min(self._owed_wei + self._window_wei, self._confirmed_wei + self._limits.limit_wei)
         if self._allowed_wei is not None:
             target = min(target, self._allowed_wei)
-        step = self._price_wei if asked or self._limits.tickets_per_message == 1 else self._window_wei // 4
-        if target - worth < max(step, self._price_wei):
+        value = self.ticket_wei
+        step = value if asked or self._limits.tickets_per_message == 1 else self._window_wei // 4
+        if target - worth < max(step, value):
             return []
-        messages = self._machine.issue(target, self._price_wei)
+        messages = self._machine.issue(target, value)
         outputs: list[Output] = [Send(m) for m in messages]
         if self._machine.exhausted:
             outputs += self._want_purse(target, self._machine.worth_wei, now)

@@ -59,8 +59,9 @@ if TYPE_CHECKING:
 
 CLOSE_BASE = 64
 """A link closed over money carries this plus the `CloseReason`."""
-BUSY_S = 0.02
-"""How often counts are read while packets flow: a window covers a third of a second."""
+BUSY_S = 0.05
+"""How often counts are read while packets flow: a window covers a third of a second, and a meter that runs
+low says so at once."""
 IDLE_S = 0.25
 EASY_ONWARD_TIMES = 64
 """What goes onward may cost so many times a relay's own price. A customer and a next hop in league could else

@@ -19,9 +19,9 @@ from payments.state import PurseState
 from payments.tab import CloseCircuits, CloseReason, Counts, Credit, Send
 from payments.validator import PurseView
 
-WINDOW_PACKETS = 4096
-"""What we may have carried beyond what is on our disk, in packets of the dearest circuit (5.7 MB): all that a
-crash can cost. At 250 Mbit/s it is a fifth of a second, which a disk's write does not take."""
+WINDOW_PACKETS = 16_384
+"""What we may have carried beyond what is on our disk, in packets of the dearest circuit (23 MB): all that a
+crash can cost. A write to disk for every half of it is a few a second on a fast link."""
 LARGEST_TRAIN_PACKETS = 48
 """A neighbour whose credit covers the largest train of its dearest circuit is not kept waiting by money."""
 FIRST_LOOK_S = 1.0

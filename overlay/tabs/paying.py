@@ -112,7 +112,7 @@ class Paying:
     @property
     def ticket_wei(self) -> int:
         """What a ticket is worth at present; 0 while no circuit needs one."""
-        return self._ticket_wei
+        return self._ticket_wei if self.tab is None else self.tab.ticket_wei
 
     @property
     def is_payable(self) -> bool:
