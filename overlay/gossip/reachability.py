@@ -127,15 +127,17 @@ class AddressTest:
             if outcome not in (Outcome.NO_FAMILY, Outcome.TOO_OFTEN, Outcome.NOT_TRIED)
         )
         total = sum(counts.values())
-        if not total:
-            # Asked to dial an address that the request did not come from: most likely it is a wrong one.
-            refused = Outcome.NOT_TRIED in self.outcomes.values()
-            return Finding.WRONG_ADDRESS if refused else Finding.UNKNOWN
-        if counts[Outcome.REACHED] >= min(AGREE, total):
-            return Finding.REACHABLE
         version = ":" in self.address.ip
         others = [ip for ip in seen if (":" in ip) is version]
         common = Counter(others).most_common(1)
+        if not total:
+            # An address that the request did not come from, and that is not published yet: a wrong one if
+            # this node is seen at another of its kind, else one that can be tested once it is published.
+            refused = Outcome.NOT_TRIED in self.outcomes.values()
+            is_other = bool(common) and common[0][0] != self.address.ip
+            return Finding.WRONG_ADDRESS if refused and is_other else Finding.UNKNOWN
+        if counts[Outcome.REACHED] >= min(AGREE, total):
+            return Finding.REACHABLE
         if common and common[0][0] != self.address.ip:
             if self.address.ip in local and common[0][0] not in local:
                 return Finding.NAT

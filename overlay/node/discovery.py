@@ -21,7 +21,7 @@ from overlay.gossip.machine import Changed, Close, Gossip, Handed, Kind, Output,
 from overlay.gossip.neighbours import DialNeighbour, LetGo, Neighbours
 from overlay.gossip.roots import Member, RootList
 from overlay.identity import format_node_id
-from overlay.links.constants import CONTROL_STREAM
+from overlay.links.bucket import Bucket
 from overlay.links.io.endpoint import DialError
 from overlay.logs import RateLimit, get_logger
 from overlay.node.io.directory_file import DIRECTORY_FILE, load_directory_file, save_directory
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from overlay.links.link import Link
 
 BATCH_BYTES = 64 * 1024
-"""Discovery's bytes that may wait on a link's control stream: what a Build has to wait for at most."""
+PACE_BYTES_PER_S = 2 * 1024 * 1024
+"""What discovery puts on a link's control stream at once, and goes on with: what a Build waits for. An honest
+peer asks for the next 64 KiB when it has the last, so that a slow link holds no more than that.
+"""
 MAX_QUEUED_BYTES = 1024 * 1024
 """... and behind those in this process; more is not sent, and asked for again."""
 PUMP_S = 0.01
@@ -121,6 +124,7 @@ class Discovery:
         self._links: dict[int, Link] = {}
         self._queues: dict[Link, deque[bytes]] = {}
         self._queued: dict[Link, int] = {}
+        self._paces: dict[Link, Bucket] = {}
         self._next_key = 1
         self._wake = trio.Event()
         self._pump_wake = trio.Event()
@@ -187,6 +191,7 @@ class Discovery:
         del self._links[key]
         self._queues.pop(link, None)
         self._queued.pop(link, None)
+        self._paces.pop(link, None)
         self.seen.pop(link, None)
         self._dialled.discard(link)
         self._do(self.gossip.handle_link_closed(key, trio.current_time()))
@@ -205,7 +210,7 @@ class Discovery:
     def send(self, link: Link, message: bytes) -> None:
         """Send a message of discovery behind those that wait."""
         queue = self._queues.get(link)
-        if not queue and link.stream_backlog(CONTROL_STREAM) < BATCH_BYTES:
+        if not queue and self._may_send(link, message):
             link.send_control(message)
             return
         if queue is None:
@@ -258,6 +263,13 @@ class Discovery:
             "bytes_sent": gossip.counters.bytes_sent,
             "bytes_received": gossip.counters.bytes_received,
         }
+
+    def _may_send(self, link: Link, message: bytes) -> bool:
+        now = trio.current_time()
+        pace = self._paces.get(link)
+        if pace is None:
+            pace = self._paces[link] = Bucket(PACE_BYTES_PER_S, BATCH_BYTES, now)
+        return pace.take(len(message), now)
 
     # -- outputs
     # ------------------------------------------------------------------------------------------------------
@@ -323,7 +335,7 @@ class Discovery:
             await self._pump_wake.wait()
             self._pump_wake = trio.Event()
             for link, queue in list(self._queues.items()):
-                while queue and link.is_up and link.stream_backlog(CONTROL_STREAM) < BATCH_BYTES:
+                while queue and self._may_send(link, queue[0]):
                     message = queue.popleft()
                     self._queued[link] -= len(message)
                     link.send_control(message)

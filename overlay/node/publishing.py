@@ -236,9 +236,11 @@ class Publisher:
             if self._sentences.get(address) != sentence:
                 log.error("not reachable", address=str(address), reason=sentence)
         self._sentences = sentences
-        good = tuple(address for address, finding in findings.items() if finding is Finding.REACHABLE)
+        good = [address for address, finding in findings.items() if finding is Finding.REACHABLE]
         if good:
-            return good
+            # Of an address of the other kind (IPv6 beside IPv4) nobody may judge before it is published.
+            good += [address for address, finding in findings.items() if finding is Finding.UNKNOWN]
+            return tuple(address for address in wanted if address in good)
         if all(finding is Finding.UNKNOWN for finding in findings.values()):
             # Nobody could be asked. Whoever reads the descriptor finds out as easily as we could.
             self._tested_at -= RETRY_S - LOOK_S

@@ -35,7 +35,8 @@ def test_what_the_answers_tell():
     assert judged([Outcome.OTHER_IDENTITY, no]) is Finding.OTHER_NODE
     assert judged([Outcome.PATH_TOO_SMALL]) is Finding.PATH_TOO_SMALL
     assert judged([Outcome.NO_FAMILY, Outcome.TOO_OFTEN]) is Finding.UNKNOWN
-    assert judged([Outcome.NOT_TRIED]) is Finding.WRONG_ADDRESS
+    assert judged([Outcome.NOT_TRIED], seen=("198.51.100.1",)) is Finding.WRONG_ADDRESS
+    assert judged([Outcome.NOT_TRIED], seen=("192.0.2.7",), address=SIX) is Finding.UNKNOWN
     assert judged([no], address=SIX, seen=("192.0.2.7",), local=("2001:db8::7",)) is Finding.FIREWALL
 
 
