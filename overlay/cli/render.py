@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuits.candidates import show_price
+from payments.pricing import format_coin
 
 _NAME = re.compile(r"[a-z2-7]{52}")
+_ACCOUNT = re.compile(r"0x[0-9a-fA-F]{40}")
 _UNITS = {
+    "_wei": lambda value: _coins(value),
     "_s": lambda value: format_seconds(value),
     "_ms": lambda value: f"{value:g} ms",
     "_bytes": lambda value: format_bytes(value),
@@ -32,7 +35,10 @@ def render_status(status: Mapping[str, Any]) -> list[str]:
     for key, value in status.items():
         if key in ("role", "ready", "problems"):
             continue
-        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        if key == "money" and isinstance(value, Mapping):
+            figures.append(("money", _sum_up_money(value)))
+            tables += _money_tables(value.get("tabs") or [])
+        elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
             tables.append((key, value))
         elif isinstance(value, Mapping):
             figures.append((_title(key), ", ".join(f"{_title(k)} {_format(k, v)}" for k, v in value.items())))
@@ -43,6 +49,36 @@ def render_status(status: Mapping[str, Any]) -> list[str]:
     for key, rows in tables:
         lines += ["", f"{_title(key)} ({len(rows)})", *("  " + line for line in render_table(rows))]
     return lines
+
+
+_TAB_COLUMNS = {
+    "earning": ("peer", "payer", "open", "packets", "tickets", "worth_wei", "spent_wei", "unclaimed_wei"),
+    "paying": ("peer", "payee", "open", "trouble", "packets", "worth_wei", "spent_wei", "deposited_wei"),
+}
+_TAB_TITLES = {"earning": "tabs of those who pay it", "paying": "tabs of those whom it pays"}
+
+
+def _sum_up_money(money: Mapping[str, Any]) -> str:
+    """Return one line on a node's money; amounts in coins."""
+    parts = [f"account {money.get('account', '-')}"]
+    if money.get("price_wei_per_packet"):
+        parts.append(f"price {money['price_wei_per_packet']} wei per packet")
+    for side, word in (("earning", "earned"), ("paying", "paid")):
+        wei = sum(int(tab["worth_wei"]) for tab in money.get("tabs") or [] if tab.get("side") == side)
+        parts.append(f"{word} {_coins(wei)} on these links")
+    if money.get("disputes"):
+        parts.append(f"{money['disputes']} disputes")
+    return ", ".join(parts)
+
+
+def _money_tables(tabs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Return a table for each side of the tabs; all figures are in the JSON."""
+    found: list[tuple[str, Sequence[Mapping[str, Any]]]] = []
+    for side, columns in _TAB_COLUMNS.items():
+        rows = [{name: tab.get(name) for name in columns} for tab in tabs if tab.get("side") == side]
+        if rows:
+            found.append((_TAB_TITLES[side], rows))
+    return found
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,9 +158,18 @@ def format_bytes(value: float) -> str:
     return f"{value:.1f} TB"
 
 
+def _coins(wei: int) -> str:
+    """Return an amount in coins, cut to nine digits after the point."""
+    whole, _, part = format_coin(wei).partition(".")
+    part = part[:9].rstrip("0")
+    return f"{whole}.{part}" if part else whole
+
+
 def _shorten(text: str) -> str:
-    """Return a node's name as its first 12 characters, any other text as it is; JSON has whole names."""
-    return text[:12] if _NAME.fullmatch(text) else text
+    """Return a node's name or account as its first 12 characters, any other text as it is; JSON has whole
+    ones.
+    """
+    return text[:12] if _NAME.fullmatch(text) or _ACCOUNT.fullmatch(text) else text
 
 
 def _title(key: str) -> str:

@@ -79,3 +79,26 @@ json_values = st.recursive(
 def test_any_status_is_shown(status):
     status.pop("problems", None)
     assert render_status(status)
+
+
+def test_money_is_shown_in_tables_of_its_own():
+    peer, account = "a" * 52, "0x" + "5" * 40
+    tab = {
+        "side": "earning",
+        "peer": peer,
+        "payer": account,
+        "open": True,
+        "waiting": False,
+        "worth_wei": 2 * 10**15,
+        "spent_wei": 10**15,
+        "unclaimed_wei": 10**15,
+        "tickets": 7,
+        "packets": 5,
+    }
+    money = {"account": account, "price_wei_per_packet": 9, "tabs": [tab], "disputes": 1, "counters": {}}
+    text = "\n".join(render_status({"role": "relay", "ready": True, "problems": [], "money": money}))
+    assert f"account {account}, price 9 wei per packet, earned 0.002 on these links, paid 0" in text
+    assert "1 disputes" in text
+    assert "tabs of those who pay it (1)" in text
+    row = next(line for line in text.splitlines() if line.strip().startswith("aaaaaaaaaaaa"))
+    assert row.split() == ["a" * 12, "0x5555555555", "yes", "5", "7", "0.002", "0.001", "0.001"]
