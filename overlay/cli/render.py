@@ -12,7 +12,7 @@ from payments.pricing import format_coin
 _NAME = re.compile(r"[a-z2-7]{52}")
 _ACCOUNT = re.compile(r"0x[0-9a-fA-F]{40}")
 _UNITS = {
-    "_wei": lambda value: _coins(value),
+    "_wei": lambda value: _coins(value) if isinstance(value, int) else f"{value:g}",
     "_s": lambda value: format_seconds(value),
     "_ms": lambda value: f"{value:g} ms",
     "_bytes": lambda value: format_bytes(value),
