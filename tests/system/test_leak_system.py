@@ -46,7 +46,7 @@ def guarded(lab: SystemLab) -> dict[str, dict[str, list[str]]]:
 
 
 @contextmanager
-def only_to_the_guard(lab: SystemLab, least: int = 20) -> Iterator[None]:
+def only_to_the_guard(lab: SystemLab, least: int = 10) -> Iterator[None]:
     """Watch the machine's only link; nothing but the guard's packets may be on it, and `least` of those."""
     with lab.capture_all(CLIENT, segmented=False) as captures:
         yield
@@ -87,7 +87,7 @@ def test_the_watch_would_see_a_leak(lab: SystemLab) -> None:
 
 def test_whatever_programs_do_goes_to_the_guard(lab: SystemLab, tmp_path: Path) -> None:
     lab.stop_client()
-    with only_to_the_guard(lab, least=200):
+    with only_to_the_guard(lab, least=100):
         lab.client(guarded(lab))
         program = hammer(lab, tmp_path)
         for url in (IP_PAGE, "http://v6only.demo.test/ip", f"http://[{names.WWW_V6}]/ip"):
