@@ -27,11 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import discovery_net  # noqa: E402
 import gossip_net  # noqa: E402
 
+from overlay.descriptor import Address  # noqa: E402
+from overlay.gossip.limits import GossipLimits  # noqa: E402
 from overlay.gossip.messages import is_gossip  # noqa: E402
 from overlay.gossip.store import short_hash  # noqa: E402
 from overlay.links.io.udp import UdpSocket  # noqa: E402
 from overlay.links.limits import RELAY_FULL_PING_EVERY, LinkLimits  # noqa: E402
 from overlay.logs import configure_logging  # noqa: E402
+from overlay.payee import prove_payee  # noqa: E402
+from payments.keys import PurseKey  # noqa: E402
 
 
 @dataclass
@@ -179,9 +183,20 @@ def every(net: gossip_net.Net, step_s: float, condition: Callable[[], bool]) -> 
 
 def full_sync(count: int) -> list[Row]:
     """One node gets everything from another: CPU and memory of the one that gets it."""
-    entries = [gossip_net.describe(number) for number in range(count)]
+    key = PurseKey(b"k" * 32)
+    entries = [
+        gossip_net.describe(
+            number,
+            addresses=(gossip_net.address_of(number), Address(f"2001:{number + 1:x}::1", 4433)),
+            payee=key.address,
+            payee_proof=prove_payee(key, gossip_net.identity_of(number).node_id),
+            members=(b"m" * 32, b"n" * 32),
+        )
+        for number in range(count)
+    ]
     size = sum(len(entry.encoded) for entry in entries) / count
-    net = gossip_net.Net()
+    # All of one payee, for the sake of the proofs: a registry has one payee for each.
+    net = gossip_net.Net(limits=GossipLimits(max_per_operator=count))
     roots = gossip_net.roots_of(range(count + 2))
     giver, getter = net.node(count, roots), net.node(count + 1, roots)
     giver.load(entries)
@@ -198,6 +213,7 @@ def full_sync(count: int) -> list[Row]:
     net.join(getter, giver)
     net.run(60.0, stop=lambda: len(getter.store) >= count)
     grown = resident_bytes() - before
+    del entries
     assert len(getter.store) == count
     return [
         Row(f"{count} descriptors of {size:.0f} bytes, full sync", spent[getter], "s of CPU", 3.0),

@@ -64,6 +64,9 @@ def describe_node(
                 has_ipv6=as_exit and has_ipv6,
                 country=config.relay.country,
                 family=config.relay.family,
+                # Its own name may be among them: one list for all relays of an operator.
+                members=tuple(one for one in config.relay.family_members if one != identity.node_id),
+                monthly_cap_bytes=config.relay.monthly_cap_bytes,
                 capacity_bytes_per_s=config.relay.capacity_bytes_per_s,
                 software_version=VERSION,
                 suites=suites,
