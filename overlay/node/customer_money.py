@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 4.0
 """How long a build waits for the guard's purse; opening one takes longer, and then the build says so."""
 LOOK_S = 0.25
+PRICE_SPAN_S = 3660.0
+"""What the price of a gigabyte is judged over, to the bucket."""
 SAVE_S = 10.0
 """Between writes of what was spent; a crash forgets as much of when it was spent, not that it was."""
 _NOTE = "budget"
@@ -62,12 +64,22 @@ class CustomerMoney:
         self._kept = kept
         self._carried: dict[Link, tuple[int, int]] = {}
         self._changed = trio.Event()
+        self._lower_price: tuple[float, BudgetLimits] | None = None
         self.stopped = ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
 
-    def use_limits(self, settings: PaymentsConfig) -> None:
-        """Obey other limits from now on: the customer changed them while the client runs."""
-        self.budget.limits = _limits(settings)
+    def use_limits(self, settings: PaymentsConfig, unix_s: float) -> None:
+        """Obey other limits from now on: the customer changed them while the client runs.
+
+        A lower price holds for the choice of paths at once, but is held against what was paid only when the
+        last hour's paths were chosen by it: else it would stop all traffic for an hour.
+        """
+        limits, old = _limits(settings), self.budget.limits.per_gb_wei
+        self._lower_price = None
+        if limits.per_gb_wei is not None and (old is None or old > limits.per_gb_wei):
+            self._lower_price = unix_s + PRICE_SPAN_S, limits
+            limits = replace(limits, per_gb_wei=old)
+        self.budget.limits = limits
 
     def on_payable(self) -> None:
         """A purse became ready, or cannot be."""
@@ -105,6 +117,8 @@ class CustomerMoney:
 
     def look(self, unix_s: float) -> None:
         """Note what was paid since the last look, and let no more be paid than the budget leaves."""
+        if self._lower_price is not None and unix_s >= self._lower_price[0]:
+            self.budget.limits, self._lower_price = self._lower_price[1], None
         wei = packets = cost = ticket_wei = 0
         links = self._money.desk.links
         for link, tabs in links.items():
