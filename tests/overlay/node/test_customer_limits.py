@@ -21,7 +21,7 @@ class Host:
 
 
 def customer(**limits: int | None) -> tuple[CustomerMoney, Host]:
-    ledger = SimpleNamespace(get_note=lambda _: None)
+    ledger = SimpleNamespace(get_note=lambda _: None, put_note=lambda *_: None)
     money: Any = SimpleNamespace(ledger=ledger, desk=SimpleNamespace(links={}), allow=lambda _: None)
     host = Host()
     return CustomerMoney(settings(**limits), money, host), host
@@ -54,9 +54,9 @@ def test_a_first_price_limit_and_a_higher_one() -> None:
     purse.use_limits(settings(budget_per_gb_wei=COIN // 10), NOW)
     purse.look(NOW + 1)
     assert host.ended == []
-    purse.use_limits(settings(budget_per_gb_wei=2 * COIN), NOW + 2)
-    assert purse.budget.limits.per_gb_wei == 2 * COIN
     purse.look(NOW + PRICE_SPAN_S + 5)
+    assert purse.budget.limits.per_gb_wei == COIN // 10
+    purse.use_limits(settings(budget_per_gb_wei=2 * COIN), NOW + PRICE_SPAN_S + 6)
     assert purse.budget.limits.per_gb_wei == 2 * COIN
 
 
