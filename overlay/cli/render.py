@@ -38,6 +38,8 @@ def render_status(status: Mapping[str, Any]) -> list[str]:
         if key == "money" and isinstance(value, Mapping):
             figures.append(("money", _sum_up_money(value)))
             tables += _money_tables(value.get("tabs") or [])
+        elif key == "discovery" and isinstance(value, Mapping):
+            figures.append(("discovery", _sum_up_discovery(value)))
         elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
             tables.append((key, value))
         elif isinstance(value, Mapping):
@@ -69,6 +71,22 @@ def _sum_up_money(money: Mapping[str, Any]) -> str:
     if money.get("disputes"):
         parts.append(f"{money['disputes']} disputes")
     return ", ".join(parts)
+
+
+def _sum_up_discovery(discovery: Mapping[str, Any]) -> str:
+    """Return one line on what a node knows of the network, and a relay of itself."""
+    parts = [
+        f"{discovery.get('descriptors', 0)} of {discovery.get('members', 0)} members known "
+        f"({discovery.get('source', 'no root list')})",
+        f"{discovery.get('neighbours', 0)} neighbours",
+    ]
+    if discovery.get("published"):
+        tested = discovery.get("reachability") or {}
+        addresses = [f"{one} ({tested.get(one, 'not tested')})" for one in discovery.get("addresses", [])]
+        parts.append(f"published: {', '.join(addresses)}")
+    elif "published" in discovery:
+        parts.append("not published yet")
+    return "; ".join(parts)
 
 
 def _money_tables(tabs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:

@@ -102,3 +102,25 @@ def test_money_is_shown_in_tables_of_its_own():
     assert "tabs of those who pay it (1)" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("aaaaaaaaaaaa"))
     assert row.split() == ["a" * 12, "0x5555555555", "yes", "5", "7", "0.002", "0.001", "0.001"]
+
+
+def test_discovery_is_one_line():
+    status = {
+        "role": "relay",
+        "ready": True,
+        "discovery": {
+            "members": 6,
+            "descriptors": 5,
+            "source": "the registry",
+            "neighbours": 4,
+            "published": True,
+            "addresses": ["192.0.2.1:4433", "[2001:db8::1]:4433"],
+            "reachability": {"192.0.2.1:4433": "reachable"},
+        },
+    }
+    assert render_status(status)[1] == (
+        "  discovery  5 of 6 members known (the registry); 4 neighbours; published: 192.0.2.1:4433 (reachable), "
+        "[2001:db8::1]:4433 (not tested)"
+    )
+    status["discovery"] = {"members": 0, "descriptors": 0, "published": False}
+    assert "not published yet" in render_status(status)[1]
