@@ -108,7 +108,9 @@ def next_steps(socks: tuple[str, int], hopfare: str, config: str, *, real_intern
         "a look inside",
         f"  export HOPFARE_CONFIG={config}",
         f"  {hopfare} status",
-        f"  {hopfare} circuits",
+        f"  {hopfare} circuits --why",
+        f"  {hopfare} market",
+        f"  {hopfare} set exit-country CH",
         f"  {hopfare} exec -- curl http://www.demo.test/ip",
     ]
     return lines
