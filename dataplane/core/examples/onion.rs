@@ -272,6 +272,11 @@ fn memory(circuits: u32) {
         }
         core.pump(0, &mut Sink);
     }
+    let start = Instant::now();
+    for _ in 0..2 {
+        core.expire(200_000_000_000);
+    }
+    println!("{circuits} circuits: all keys changed in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     println!(
         "{circuits} circuits: {} bytes each as spares, {} after a packet in each lane and direction",
         spare / circuits as usize,

@@ -21,6 +21,8 @@ use crate::shared::{End, EndRef, GateCounters, Link, Map, Shared, Tun};
 use crate::suites::Suite;
 use crate::vnet;
 
+/// Flows whose keys are looked at in one go: 0.2 ms if all of them have keys to change.
+const SWEEP_FLOWS: usize = 128;
 /// Above this a customer's TUN rests a moment.
 const ENTRY_REST_BYTES: usize = 1024 * 1024;
 
@@ -34,6 +36,8 @@ pub struct Core {
     flows: Vec<Slot>,
     free: VecDeque<u32>,
     by_address: Map<Address, u32>,
+    /// Flows from here on have not been looked at by the present `expire`.
+    sweep: usize,
     pub(crate) shared: Shared,
     /// Packets of the TUN that belong to no circuit.
     unknown_packets: u64,
@@ -48,6 +52,7 @@ impl Core {
             flows: Vec::new(),
             free: VecDeque::new(),
             by_address: Map::default(),
+            sweep: 0,
             shared: Shared::new(memory_limit_bytes),
             unknown_packets: 0,
             unknown_frames: 0,
@@ -359,11 +364,22 @@ impl Core {
 
     // -- time, memory, news
 
-    /// Have idle circuits erase old keys; for a clock of some ten seconds.
+    /// Have idle circuits erase old keys; for a clock of some ten seconds. A few are done now, the others by the
+    /// `pump`s that follow, so that no packet waits for all of them; what is left then is done first next time.
     pub fn expire(&mut self, now: Now) {
-        for flow in self.flows.iter_mut().filter_map(|slot| slot.flow.as_deref_mut()) {
+        while self.sweep < self.flows.len() {
+            self.expire_some(now);
+        }
+        self.sweep = 0;
+        self.expire_some(now);
+    }
+
+    pub(crate) fn expire_some(&mut self, now: Now) {
+        let slots = self.flows.iter_mut().skip(self.sweep).take(SWEEP_FLOWS);
+        for flow in slots.filter_map(|slot| slot.flow.as_deref_mut()) {
             flow.expire(now);
         }
+        self.sweep = self.flows.len().min(self.sweep + SWEEP_FLOWS);
     }
 
     /// Over the limit: end the flows that hold the most until it is kept.

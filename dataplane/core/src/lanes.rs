@@ -181,6 +181,7 @@ impl Core {
     /// limit.
     pub fn pump(&mut self, now: Now, d: &mut impl Driver) {
         self.shared.flush_tun(d);
+        self.expire_some(now);
         for link in std::mem::take(&mut self.shared.blocked) {
             if let Some(known) = self.shared.link(link) {
                 known.is_blocked = false;
