@@ -119,8 +119,8 @@ def test_discovery_is_one_line():
         },
     }
     assert render_status(status)[1] == (
-        "  discovery  5 of 6 members known (the registry); 4 neighbours; published: 192.0.2.1:4433 (reachable), "
-        "[2001:db8::1]:4433 (not tested)"
+        "  discovery  5 of 6 members known (the registry); 4 neighbours; published: "
+        "192.0.2.1:4433 (reachable), [2001:db8::1]:4433 (not tested)"
     )
     status["discovery"] = {"members": 0, "descriptors": 0, "published": False}
     assert "not published yet" in render_status(status)[1]
