@@ -183,12 +183,13 @@ class PayeeTab:
 
     def on_busy(self) -> list[Output]:
         """The ledger says that another process, or another of our links, works with this purse."""
-        refused = formats.Refused(Refusal.BUSY, 0, 0)
-        self._phase = _Phase.CLOSED
-        return [
-            Send(formats.encode_refused(refused)),
-            CutOff(CloseReason.PURSE_BUSY, "the purse is in use on another link"),
-        ]
+        return self._turn_away(Refusal.BUSY, CloseReason.PURSE_BUSY, "the purse is in use on another link")
+
+    def on_unavailable(self) -> list[Output]:
+        """Ledger or chain do not tell of this purse: serve it later."""
+        return self._turn_away(
+            Refusal.UNAVAILABLE, CloseReason.REFUSED, "the purse cannot be looked up at the moment"
+        )
 
     def on_purse(self, purse: PurseView) -> None:
         """The chain's view of the purse changed."""
@@ -369,6 +370,11 @@ class PayeeTab:
                 )
             )
         )
+
+    def _turn_away(self, refusal: Refusal, reason: CloseReason, detail: str) -> list[Output]:
+        self._phase = _Phase.CLOSED
+        refused = formats.Refused(refusal, 0, 0)
+        return [Send(formats.encode_refused(refused)), CutOff(reason, detail)]
 
     def _refuse(self, refusal: Refusal, number: int, index: int, detail: str) -> list[Output]:
         self._faults += fault_points(refusal)

@@ -44,8 +44,8 @@ from payments.tab import (
 from payments.validator import PurseView
 
 MAX_TICKET_PACKETS = 64
-"""A hash costs as much as carrying a third of a packet in a fast engine: so fast links get coarser tickets, and
-what is at stake, the window, stays the same."""
+"""A hash costs as much as a third of carrying a packet in a fast engine: so fast links get coarser tickets,
+and what is at stake, the window, stays the same."""
 _FIRST_RETRY_S = 1.0
 """Wait before a book that was refused for its deposit is shown again; doubles each time."""
 
@@ -143,8 +143,8 @@ class PayerTab:
 
     @property
     def ticket_wei(self) -> int:
-        """What a new ticket is worth: a packet of the dearest circuit while the window is small, then 4, 16 or
-        64 of them, so that a window is always some 64 to 256 tickets.
+        """What a new ticket is worth: a packet of the dearest circuit while the window is small, then 4, 16
+        or 64 of them, so that a window is always some 64 to 256 tickets.
         """
         packets = 1
         if self._price_wei and self._limits.tickets_per_message > 1:
@@ -352,6 +352,8 @@ class PayerTab:
                 return self._cut(CloseReason.PURSE_BUSY, "the payee says that the purse is in use elsewhere")
             case Refusal.UNLOCKING:
                 return self._cut(CloseReason.PURSE_EMPTY, "the purse is being unlocked")
+            case Refusal.UNAVAILABLE:
+                return self._cut(CloseReason.REFUSED, "the payee cannot look our purse up at the moment")
             case _:
                 return self._cut(
                     CloseReason.REFUSED, f"the payee refuses our tickets ({refused.refusal.name.lower()})"

@@ -45,6 +45,8 @@ class Refusal(IntEnum):
     """The word does not lead back to the last accepted one."""
     BUSY = 17
     """The purse is in use on another link or by another process."""
+    UNAVAILABLE = 18
+    """The payee cannot look the purse up at the moment: its ledger or its chain does not answer."""
 
 
 FAULT_LIMIT = 16
@@ -57,6 +59,7 @@ _POINTS = {
     Refusal.SIGNATURE: 6,
     Refusal.WORD: 2,
     Refusal.BUSY: 0,
+    Refusal.UNAVAILABLE: 0,
 }
 
 

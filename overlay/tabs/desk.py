@@ -225,7 +225,7 @@ class Desk(Generic[L]):
             del self._attached[payer]
         if tabs is None or tabs.earning is None:
             return []
-        return self._acts(link, "earning", tabs.earning.on_busy(), now)
+        return self._acts(link, "earning", tabs.earning.on_unavailable(), now)
 
     def on_own_loaded(self, link: L, state: PurseState, view: PurseView, now: float) -> list[Act[L]]:
         """Ledger and chain answered `LoadOwn`."""

@@ -93,6 +93,10 @@ class Earning:
         """The purse is attached to another link, or held by another process."""
         return [*self.tab.on_busy()]
 
+    def on_unavailable(self) -> list[TabOutput]:
+        """The purse cannot be looked up."""
+        return [*self.tab.on_unavailable()]
+
     def on_stored(self, sequence: int, reading: Reading, now: float) -> list[TabOutput]:
         """The ledger has written a `Store`."""
         return self._check(self.tab.on_stored(sequence, now), reading, now)

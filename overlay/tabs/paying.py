@@ -24,6 +24,8 @@ from payments.validator import PurseView
 
 NEED_FLOOR_S = 0.3
 """A window covers two round trips and this: counts are read, tickets made and written to disk in between."""
+LOAD_AGAIN_S = 5.0
+"""After a purse of ours that ledger or chain could not tell of."""
 FUND_AGAIN_S = 30.0
 """After a transaction that could not be sent, or was lost."""
 NEED_KEPT_S = 10.0
@@ -67,6 +69,7 @@ class Paying:
         self._asked_deposit_wei = 0
         self._is_needed = False
         self._fund_again_at = 0.0
+        self._load_again_at = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -90,6 +93,8 @@ class Paying:
         self._is_needed = True
         if self._is_over or self.is_wanted:
             return self._refill(now)
+        if now < self._load_again_at:
+            return []
         if not self.payee:
             self.trouble = "its descriptor names no account to pay to"
             return []
@@ -166,6 +171,7 @@ class Paying:
         self._is_loading = False
         self._asked_deposit_wei = 0
         self._fund_again_at = now + FUND_AGAIN_S
+        self._load_again_at = now + LOAD_AGAIN_S
         self.trouble = sentence
 
     def on_own_purse(self, view: PurseView, now: float) -> list[TabOutput]:
