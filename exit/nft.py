@@ -5,9 +5,10 @@ The table `inet hopfare_NAME` is the second gate behind the engine, and does wha
 
 | chain | hook | does | |---|---|---| | `spoof` | prerouting, raw | drops what comes from the TUN without an
 inner source address | | `to_exit` | input | from the TUN only DNS and echo to the exit's inner addresses;
-from elsewhere nothing to them | | `normalise` | forward, mangle | one TTL, no DSCP, no flow label, no TCP
-timestamps; the MSS clamped both ways | | `gate` | forward | from the TUN: deny list, policy, flows per
-circuit; to the TUN: answers only | | `nat` | postrouting | masquerade, IPv4 and IPv6, with random ports |
+from elsewhere nothing to them | | `normalise` | forward, mangle | one TTL, no DSCP, no flow label, an IPv4
+identification that says nothing (0 where there will be no fragments, else random), no TCP timestamps; the MSS
+clamped both ways | | `gate` | forward | from the TUN: deny list, policy, flows per circuit; to the TUN:
+answers only | | `nat` | postrouting | masquerade, IPv4 and IPv6, with random ports |
 
 A flow is judged when it starts; its later packets pass by connection tracking, which also puts fragments
 together first. Everything else that the machine forwards is left alone.
@@ -86,6 +87,8 @@ def _table(firewall: Firewall) -> str:
     mss4, mss6 = firewall.mtu_bytes - 40, firewall.mtu_bytes - 60
     exact = dict(_exact(firewall.deny))
     no_ipv6 = "" if firewall.has_ipv6 else "    meta nfproto ipv6 counter drop\n"
+    # The identification gets the first two bytes of numgen's four, which a smaller range would leave 0. A
+    # datagram that was put together here may be cut again, so only what fits as it came gets 0.
     return f"""\
 table inet {firewall.table} {{
 {_set("denied4", "ipv4_addr", [str(network) for network in firewall.deny.networks(4)], "interval")}
@@ -133,6 +136,9 @@ table inet {firewall.table} {{
     iifname != {tun} accept
     ip ttl set {TTL}
     ip6 hoplimit set {TTL}
+    ip id set numgen random mod 4294967295
+    ip frag-off & 0x4000 != 0 ip length <= {firewall.mtu_bytes} ip id set 0
+    ip frag-off & 0x4000 != 0 meta l4proto tcp ip id set 0
     ip dscp set cs0
     ip6 dscp set cs0
     ip6 flowlabel set 0

@@ -456,6 +456,11 @@ for one in map(bytes.fromhex, frames):
         options = one[start + 20 : start + (one[start + 12] >> 4) * 4]
         syns.append((struct.unpack_from(">H", options, 2)[0], 8 in options[4:]))
 print(list(dict.fromkeys(syns)))  # a SYN that is sent again is the same
+heads = [one for one in map(bytes.fromhex, frames) if one[0] >> 4 == 4 and one[9] in (1, 6, 17)]
+# Segments count up from the first one's, so of TCP only the SYN tells.
+whole = [one for one in heads if one[6] & 0x40 and (one[9] != 6 or one[33] & 2)]
+others = [one[4:6] for one in heads if not one[6] & 0x40]
+print(sorted(set(one[4:6].hex() for one in whole)), bytes(2) in others)
 """,
     )
     lines = out.splitlines()
@@ -464,6 +469,7 @@ print(list(dict.fromkeys(syns)))  # a SYN that is sent again is the same
     assert v6 == ["2600:50::2", True, 1340, [11, 11, 11], 0]
     assert lines[2] == f"{exit_offload or client_offload} [] 0 0"
     assert lines[3] == "[(1360, False), (1340, False)]", "the MSS is one value and the timestamps are gone"
+    assert lines[4] == "['0000'] False", "nothing of the sender's IPv4 identification"
 
 
 def test_our_segments_are_the_kernels(tmp_path: Path) -> None:
