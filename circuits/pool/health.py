@@ -18,6 +18,7 @@ class Health:
     """Liveness and round trip of one circuit."""
 
     __slots__ = (
+        "_answered_at",
         "_awaiting_since",
         "_last_sent",
         "_outstanding",
@@ -38,6 +39,7 @@ class Health:
         """Start at the moment the circuit was built, which is a sign of life."""
         self._settings = settings
         self._outstanding: dict[bytes, float] = {}
+        self._answered_at: float | None = None
         self._awaiting_since: float | None = None
         self._probes = 0
         self._last_sent: float | None = None
@@ -54,8 +56,7 @@ class Health:
     def note_sent_echo(self, token: bytes, now: float) -> None:
         """Count an echo that goes out now."""
         if len(self._outstanding) >= _OUTSTANDING:
-            del self._outstanding[next(iter(self._outstanding))]
-            self._note_outcome(lost=True)
+            self._note_lost(self._outstanding.pop(next(iter(self._outstanding))))
         self._outstanding[token] = now
         self._last_sent = now
         if self._awaiting_since is None:
@@ -73,11 +74,12 @@ class Health:
         self.best_rtt_s = rtt_s if self.best_rtt_s is None else min(self.best_rtt_s, rtt_s)
         slow = rtt_s > self.best_rtt_s * _SLOW_FACTOR + _SLOW_EXTRA_S
         self._slow = self._slow + 1 if slow else 0
+        if self._answered_at is None:
+            self._answered_at = now
         self._note_outcome(lost=False)
         # The order is kept, so what was sent before this one and is still out is lost or late.
         for older in [t for t, at in self._outstanding.items() if at < sent]:
-            del self._outstanding[older]
-            self._note_outcome(lost=True)
+            self._note_lost(self._outstanding.pop(older))
         self.note_heard(now)
         return True
 
@@ -122,6 +124,13 @@ class Health:
         if not self.is_suspect(now) and self._probes >= 2:
             return since + self._settings.suspect_s
         return since + self._settings.dead_s if self._probes >= 3 else None
+
+    def _note_lost(self, sent: float) -> None:
+        """Count a lost echo, unless the circuit had answered none when it was sent: where relays are paid,
+        nothing passes before each has a purse towards the next.
+        """
+        if self._answered_at is not None and sent >= self._answered_at:
+            self._note_outcome(lost=True)
 
     def _note_outcome(self, *, lost: bool) -> None:
         self.sent += 1
