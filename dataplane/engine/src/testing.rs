@@ -40,6 +40,7 @@ pub fn add(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(parse, &module)?)?;
     module.add_function(wrap_pyfunction!(may_write, &module)?)?;
     module.add_function(wrap_pyfunction!(to_packets, &module)?)?;
+    module.add_function(wrap_pyfunction!(join, &module)?)?;
     parent.add_submodule(&module)
 }
 
@@ -298,6 +299,20 @@ fn to_packets(raw: &[u8]) -> Vec<Vec<u8>> {
         segment::to_packets(&header, packet, &mut Vec::new(), &mut |packet| out.push(packet.to_vec()));
     }
     out
+}
+
+/// What is written to a TUN, each behind its virtio_net_hdr, for a batch of whole packets.
+#[pyfunction]
+fn join(packets: Vec<Vec<u8>>, tcp: bool, udp: bool) -> Vec<Vec<u8>> {
+    let mut coalescer = hopfare_core::coalesce::Coalescer::default();
+    (coalescer.tcp, coalescer.udp) = (tcp, udp);
+    let mut written = Vec::new();
+    let out = &mut |header: &[u8; 10], packet: &[u8]| written.push([&header[..], packet].concat());
+    for packet in &packets {
+        coalescer.offer(packet, out);
+    }
+    coalescer.flush(out);
+    written
 }
 
 #[pyclass(unsendable, module = "hopfare_dataplane.testing")]
