@@ -14,6 +14,7 @@ from overlay.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, verify
 from payments import abi
 from payments.io.chain.rpc import decode_data
 from payments.keys import checksum_address
+from payments.pricing import format_coin
 from payments.registry import (
     ENDORSEMENT_BYTES,
     ENDORSEMENT_CONTEXT,
@@ -127,9 +128,10 @@ class StakeDesk:
             return await self._done(f"change({abi.ENTRY_TYPE})", entry, kind="change the entry")
         wei = _whole(params.get("wei"), "wei", 0, 1 << 104)
         if now["stake_wei"] + wei < now["least_wei"]:
+            coin = self._payments.coin
             raise ConfigError(
-                f"the registry asks for a stake of at least {now['least_wei']} wei; this would be "
-                f"{now['stake_wei'] + wei}"
+                f"the registry asks for a stake of at least {format_coin(now['least_wei'])} {coin}; "
+                f"this would be {format_coin(now['stake_wei'] + wei)} {coin}"
             )
         return await self._done(f"join({abi.ENTRY_TYPE})", entry, kind="join the registry", value_wei=wei)
 
