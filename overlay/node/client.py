@@ -47,6 +47,7 @@ from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
 from overlay.io.files import write_atomic
+from overlay.links.constants import CloseCode
 from overlay.links.io.endpoint import DialError, Endpoint
 from overlay.logs import get_logger
 from overlay.messages import Build, Built, Destroy, Payment, decode_control, encode_control
@@ -75,6 +76,8 @@ CIRCUIT_LIFETIME_S = 7 * 3600
 LEASE_TIMEOUT_S = 30.0
 OFFLINE_TIMEOUT_S = 8.0
 """While no guard can be reached: a program had better be told than wait for a cable to be plugged in."""
+CUT_OFF_TIMEOUT_S = 1.0
+"""While this machine itself says that it has no way to any guard."""
 ASK_AGAIN_S = 1.0
 """How often a program that waits for a circuit looks at why there is none."""
 SAMPLE_S = 0.25
@@ -140,6 +143,7 @@ class ClientNode:
         self.proxy: ProxyServer | None = None
         self.money: Money | None = None
         self.purse: CustomerMoney | None = None
+        self._is_asked_for_money = False
         self.started_s = trio.current_time()
         self.guards = guards
         self._guards_file = guards_file
@@ -151,6 +155,7 @@ class ClientNode:
         self._links: dict[bytes, Link] = {}
         self._dialling: dict[bytes, trio.Event] = {}
         self._dial_errors: dict[bytes, str] = {}
+        self._has_route = True
         self._attempts: dict[tuple[Link, int], _Attempt] = {}
         self._abandoned: dict[int, trio.CancelScope] = {}
         self._circuits: dict[int, Circuit] = {}
@@ -238,8 +243,11 @@ class ClientNode:
             circuit = self._by_wire.get((link, decoded.circuit_id))
             if circuit is not None:
                 self._lost(circuit, explain_destroy(decoded.code))
-        elif isinstance(decoded, Payment) and self.money is not None:
-            self.money.on_payment(link, decoded.data, trio.current_time())
+        elif isinstance(decoded, Payment):
+            if self.money is not None:
+                self.money.on_payment(link, decoded.data, trio.current_time())
+            else:
+                self._is_asked_for_money = True
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
         """The engine dropped a circuit's flow."""
@@ -312,7 +320,8 @@ class ClientNode:
             if isinstance(outcome, Refused):
                 raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
             if outcome.trouble is Trouble.OFFLINE:
-                deadline = min(deadline, begun + OFFLINE_TIMEOUT_S)
+                patience_s = OFFLINE_TIMEOUT_S if self._has_route else CUT_OFF_TIMEOUT_S
+                deadline = min(deadline, begun + patience_s)
             changed = self._changed
             # Asked again now and then: that no guard can be reached is noticed while others wait, too.
             with trio.move_on_at(min(deadline, trio.current_time() + ASK_AGAIN_S)):
@@ -588,7 +597,9 @@ class ClientNode:
         try:
             link = await self.endpoint.dial(address, node_id)
             self._links[node_id] = link
+            self._has_route = True
         except DialError as error:
+            self._has_route = error.code != CloseCode.NO_ROUTE
             if len(self._dial_errors) > MAX_LINKS:
                 self._dial_errors.clear()
             self._dial_errors[node_id] = str(error)
@@ -745,6 +756,10 @@ class ClientNode:
             problems.insert(0, self.purse.stopped)
         if self.money is not None:
             problems += self.money.list_problems()
+        elif self._is_asked_for_money and not all(
+            entry.descriptor.price_wei_per_packet == 0 for entry in self.directory
+        ):
+            problems.insert(0, "relays of this network ask to be paid, and payments are off: set [payments]")
         builds = sorted(self._build_times_s)
         return {
             "role": "client",

@@ -1,0 +1,214 @@
+"""Nodes and what neighbours do with money: nothing raises, and a fault costs its own link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from hostile_nodes import Peer, StubLink, client_node, deliver, make_peers, relay_node
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from overlay.config.model import PaymentsConfig
+from overlay.messages import Payment
+from overlay.node.money import CLOSE_BASE, Money
+from overlay.node.relay import RelayNode
+from payments import formats
+from payments.abi import OnChainPurse
+from payments.books import Domain
+from payments.digest import attach_digest, domain_separator
+from payments.errors import RpcUnavailableError
+from payments.io.ledger import Ledger
+from payments.keys import PurseKey
+from payments.tab import CloseReason
+
+DOMAIN = Domain(31337, b"\xc0" * 20)
+KEY = PurseKey(b"\x11" * 32)
+CUSTOMER = PurseKey(b"\x22" * 32)
+
+
+class FakeChain:
+    domain = DOMAIN
+    away = False
+
+    async def purse(self, payer: bytes, payee: bytes, confirmations: int = 0) -> OnChainPurse:
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            raise RpcUnavailableError("no endpoint answers")
+        return OnChainPurse(10**9, 0, 0)
+
+
+@asynccontextmanager
+async def paid_relay(folder: Path, peers: list[Peer]) -> AsyncIterator[tuple[RelayNode, FakeChain]]:
+    """A relay with an account, over a chain in which every purse holds a billion."""
+    nothing: Any = None
+    with Ledger(folder / f"ledger-{os.urandom(4).hex()}") as ledger:
+        async with relay_node(peers) as node, trio.open_nursery() as nursery:
+            chain = FakeChain()
+            any_chain: Any = chain
+            node.money = Money(
+                replace(PaymentsConfig(), chain_id=31337),
+                node,
+                node.engine,
+                node_id=node.identity.node_id,
+                price_wei=1000,
+                payee=KEY.address,
+                key=KEY,
+                chain=any_chain,
+                ledger=ledger,
+                redeemer=nothing,
+                sender=nothing,
+                wallet=nothing,
+            )
+            nursery.start_soon(node.money.vault.run)
+            nursery.start_soon(node.money.purses.run)
+            yield node, chain
+            nursery.cancel_scope.cancel()
+
+
+def arrive(node: RelayNode, peer: bytes | None = None) -> StubLink:
+    link = StubLink(peer)
+    link.last_receive_s = trio.current_time()
+    node.engine.on_link_up(link)  # type: ignore[arg-type]
+    return link
+
+
+def said(link: StubLink) -> list[formats.Message]:
+    return [formats.decode_message(m.data, KEY.address) for m in link.sent if isinstance(m, Payment)]
+
+
+def attach(node: RelayNode, link: StubLink, key: PurseKey = CUSTOMER) -> None:
+    [terms] = [m for m in said(link) if isinstance(m, formats.Terms)]
+    digest = attach_digest(domain_separator(DOMAIN), KEY.address, node.identity.node_id, terms.challenge)
+    deliver(node, link, Payment(formats.encode_attach(formats.Attach(key.address, key.sign(digest)))))
+
+
+async def test_terms_are_shown_to_everybody_and_a_purse_is_attached(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, _):
+        link = arrive(node)
+        attach(node, link)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(20):
+            while not any(isinstance(m, formats.State) for m in said(link)):
+                await trio.sleep(0.01)
+        assert node.money is not None
+        [row] = node.money.status()["tabs"]
+        assert (row["side"], row["peer"], row["open"]) == ("earning", "customer", True)
+
+
+async def test_an_attachment_for_another_relay_or_chain_ends_the_link(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, _):
+        for domain, identity in ((DOMAIN, bytes(32)), (Domain(1, b"\xc0" * 20), node.identity.node_id)):
+            link = arrive(node)
+            [terms] = said(link)
+            assert isinstance(terms, formats.Terms)
+            digest = attach_digest(domain_separator(domain), KEY.address, identity, terms.challenge)
+            wrong = formats.Attach(CUSTOMER.address, CUSTOMER.sign(digest))
+            deliver(node, link, Payment(formats.encode_attach(wrong)))
+            assert link.closed is not None
+            assert link.closed[0] == CLOSE_BASE + CloseReason.FORGERY
+
+
+async def test_a_chain_that_is_away_turns_new_purses_away_with_the_reason(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, chain):
+        chain.away = True
+        link = arrive(node)
+        attach(node, link)
+        with trio.fail_after(30):
+            while link.closed is None:
+                await trio.sleep(0.05)
+        assert link.closed == (
+            CLOSE_BASE + CloseReason.REFUSED,
+            "the purse cannot be looked up at the moment",
+        )
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(min_size=1, max_size=192),
+            st.builds(
+                lambda kind, size: bytes((kind,)) + bytes(size),
+                st.sampled_from([0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x24]),
+                st.sampled_from([11, 32, 42, 49, 85, 113, 135, 186]),
+            ),
+        ),
+        max_size=40,
+    ),
+    st.booleans(),
+)
+def test_no_payment_message_raises_and_faults_cost_their_own_link(
+    tmp_path: Path, messages: list[bytes], attached: bool
+) -> None:
+    async def main() -> None:
+        async with paid_relay(tmp_path, make_peers()) as (node, _):
+            other = arrive(node)
+            link = arrive(node, make_peers()[1].identity.node_id)
+            if attached:
+                attach(node, link)
+                await trio.testing.wait_all_tasks_blocked()
+            for data in messages:
+                if link.end is None:
+                    deliver(node, link, Payment(data))
+            await trio.testing.wait_all_tasks_blocked()
+            assert other.closed is None
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_who_takes_no_money_does_not_mind_terms(tmp_path: Path, autojump_clock: object) -> None:
+    peers = make_peers()
+    terms = Payment(formats.encode_terms(formats.Terms(DOMAIN, KEY.address, bytes(32), 0, 1)))
+    async with relay_node(peers) as node:
+        link = arrive(node)
+        for _ in range(100):
+            deliver(node, link, terms)
+        assert link.closed is None
+    async with client_node(peers, tmp_path) as (client, endpoint):
+        with trio.fail_after(20):
+            while not endpoint.links:
+                await trio.sleep(0.01)
+        deliver(client, endpoint.links[0], terms)
+        assert endpoint.links[0].closed is None
+        assert not any("payments are off" in problem for problem in client.status()["problems"]), "all free"
+        dear = [replace(entry, descriptor=_with_price(entry.descriptor)) for entry in client.directory]
+        client.directory = type(client.directory)(dear)
+        assert "payments are off" in client.status()["problems"][0]
+
+
+def _with_price(descriptor: Any) -> Any:
+    return msgspec.structs.replace(descriptor, price_wei_per_packet=5)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+async def test_a_second_process_with_the_same_purse_is_told(
+    tmp_path: Path, autojump_clock: object, value: int
+) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, _):
+        first, second = arrive(node), arrive(node)
+        attach(node, first)
+        await trio.testing.wait_all_tasks_blocked()
+        if value:
+            await trio.sleep(10.0)
+            second.last_receive_s = trio.current_time()
+        attach(node, second)
+        await trio.testing.wait_all_tasks_blocked()
+        loser = first if value else second
+        assert loser.closed is not None
+        assert loser.closed[0] == CLOSE_BASE + CloseReason.PURSE_BUSY
+        assert (second if value else first).closed is None
