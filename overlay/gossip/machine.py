@@ -149,6 +149,8 @@ class Peer:
     faults: int = 0
     distrusted_until: float = 0.0
     greeted: bool = False
+    heard: bool = False
+    """Whether it has sent a Digest."""
 
 
 @dataclass(slots=True)
@@ -249,6 +251,15 @@ class Gossip:
     def greet(self, peer: int) -> list[Output]:
         """Ask a peer for its Digest, with our own."""
         return [self._send(peer, self._digest(peer, asks=True))] if peer in self.peers else []
+
+    def has_heard_out(self, peer: int) -> bool:
+        """Whether nothing more is to be had from a peer for now: it has told what it holds, and there is no
+        difference, or it was pulled from.
+        """
+        state = self.peers.get(peer)
+        if state is None:
+            return True
+        return state.heard and peer not in self._sessions and state.last_root in (b"", self.store.root)
 
     def set_roots(self, roots: RootList, now: float) -> list[Output]:
         """Go by another root list. Who was refused because of the old one is asked again."""
@@ -372,6 +383,7 @@ class Gossip:
     def _on_digest(self, peer: int, state: Peer, message: Digest, now: float) -> list[Output]:
         # Whoever holds nothing has nothing to be pulled.
         state.last_root = message.root if message.count else b""
+        state.heard = True
         outputs: list[Output] = []
         if message.asks and not self._is_customer:
             outputs.append(self._send(peer, self._digest(peer, asks=False)))

@@ -56,6 +56,10 @@ FIRST_SAVE_S = 3.0
 CUSTOMER_WAIT_S = 1.5
 """How long a customer with a stored directory waits for its guard before it asks others."""
 CUSTOMER_SOURCES = 2
+MOST_SOURCES = 8
+"""So many are asked at the start while less than COVERED_SHARE of the root list is known."""
+COVERED_SHARE = 0.8
+SECOND_SOURCE_S = 1.0
 PARTIAL_S = 10.0
 """After so long a part of the directory has to do."""
 
@@ -356,6 +360,9 @@ class Discovery:
             with trio.move_on_after(PARTIAL_S):
                 while not (self.gossip.synced and len(self.gossip.store)):
                     await trio.sleep(0.02)
+                with trio.move_on_after(SECOND_SOURCE_S):
+                    while not self._covers():
+                        await trio.sleep(0.02)
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
@@ -434,8 +441,10 @@ class Discovery:
         if len(self.gossip.store):
             await trio.sleep(CUSTOMER_WAIT_S)
         tried: set[bytes] = set()
+        asked = 0
         while True:
-            if self.gossip.synced and len(self.gossip.store):
+            if self.gossip.synced and len(self.gossip.store) and (self._covers() or asked >= MOST_SOURCES):
+                asked = MOST_SOURCES
                 await trio.sleep(LOOK_S)
                 continue
             members = [
@@ -452,8 +461,14 @@ class Discovery:
             random.SystemRandom().shuffle(members)
             async with trio.open_nursery() as nursery:
                 for member in members[:CUSTOMER_SOURCES]:
+                    asked += 1
                     tried.add(member.identity)
                     nursery.start_soon(self._ask_source, member)
+
+    def _covers(self) -> bool:
+        """Whether most members have a descriptor here. If not, whoever was asked may have kept some back."""
+        store = self.gossip.store
+        return len(store) >= COVERED_SHARE * len(store.roots)
 
     async def _ask_source(self, member: Member) -> None:
         """Have the whole directory from one relay, over a link that ends with it unless a circuit uses it."""
@@ -461,7 +476,8 @@ class Discovery:
         if link is None:
             return
         with trio.move_on_after(20.0):
-            while link.is_up and not (self.gossip.synced and len(self.gossip.store)):
+            key = self._keys.get(link, 0)
+            while link.is_up and not self.gossip.has_heard_out(key):
                 await trio.sleep(0.02)
         if link.is_up and self.host.may_close(link):
             link.close(0, "")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from overlay.links.link import Link
     from overlay.node.discovery import Discovery
 
-LOOK_S = 5.0
+LOOK_S = 10.0
 """How often it is asked whether there is something new to say."""
 FIRST_LOOK_S = 0.2
 ANSWER_TIMEOUT_S = 8.0

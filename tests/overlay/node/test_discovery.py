@@ -297,3 +297,19 @@ async def test_nodes_with_clocks_an_hour_apart_know_each_other(
 def member(number: int) -> Member:
     """A member whose address nobody is told."""
     return Member(identities(number + 1)[number].node_id, b"", 0, ())
+
+
+async def test_a_customer_asks_others_when_the_first_keeps_most_of_the_list_back(tmp_path: Path) -> None:
+    """Of six members three hide the other three from who asks them."""
+    with trio.fail_after(WHOLE_S):
+        async with open_nodes(tmp_path, 6) as (nodes, source):
+            await until(lambda: all(len(node.store) == 6 for node in nodes))
+            hidden = {node.identity.node_id for node in nodes[3:]}
+            for node in nodes[:3]:
+                roots = RootList([one for one in source.roots if one.identity not in hidden], "a lie")
+                node.discovery.gossip.store.set_roots(roots)
+            for number in range(3):
+                folder = tmp_path / f"customer{number}"
+                folder.mkdir(mode=0o700)
+                async with open_node(folder, StaticSource(source.roots)) as customer:
+                    await until(lambda customer=customer: len(customer.directory) == 6)
