@@ -62,7 +62,12 @@ CLOSE_BASE = 64
 BUSY_S = 0.05
 """How often counts are read while packets flow: a window covers a third of a second, and a meter that runs
 low says so at once."""
+ACTIVE_S = 1.0
 IDLE_S = 0.25
+FEW_LINKS = 256
+MANY_S = 1.0
+"""Between looks at all links where there are many; those that carry, and those short of credit, are looked at
+anyway."""
 EASY_ONWARD_TIMES = 64
 """What goes onward may cost so many times a relay's own price. A customer and a next hop in league could else
 have this relay prepay 64 packets of any price."""
@@ -126,6 +131,7 @@ class Money:
         self._links: dict[Link, LinkMoney] = {}
         self._flows: dict[FlowHandle, list[Count]] = {}
         self._by_meter: dict[int, Link] = {}
+        self._active: dict[Link, float] = {}
         self.purses = Purses(
             settings,
             chain,
@@ -198,6 +204,7 @@ class Money:
         """The engine says that a neighbour's credit is low."""
         link = self._by_meter.get(id(meter))
         if link is not None:
+            self._active[link] = now
             self._do(self.desk.on_readings(link, link.rtt_s, now))
 
     def price(self, link: Link, side: Side, wei_per_packet: int) -> Price:
@@ -305,22 +312,34 @@ class Money:
                 await self._sender.wait(old)
 
     async def _keep_counts(self) -> None:
+        """Look at links that carry often, at all others now and then: there may be thousands of them."""
+        all_at = 0.0
         while True:
-            busy = self._look_at_counts(trio.current_time())
-            await trio.sleep(BUSY_S if busy else IDLE_S)
+            now = trio.current_time()
+            if now >= all_at:
+                all_at = now + (IDLE_S if len(self._links) <= FEW_LINKS else MANY_S)
+                self._look_at_counts(list(self._links), now)
+            else:
+                self._look_at_counts(list(self._active), now)
+            await trio.sleep(BUSY_S if self._active else IDLE_S)
 
-    def _look_at_counts(self, now: float) -> bool:
-        """Give the desk what was counted where something moved or is due; whether packets flow."""
-        busy = False
-        for link, money in list(self._links.items()):
+    def _look_at_counts(self, links: list[Link], now: float) -> None:
+        """Give the desk what was counted where something moved or is due."""
+        for link in links:
+            money = self._links.get(link)
+            if money is None:
+                self._active.pop(link, None)
+                continue
             earning, paying = money.counts["earning"].meter, money.counts["paying"].meter
             seen = (earning.charged_wei, earning.refused_packets, paying.charged_wei)
             moved = seen != money.seen
-            busy = busy or moved
             money.seen = seen
+            if moved:
+                self._active[link] = now
+            elif now - self._active.get(link, now) > ACTIVE_S:
+                del self._active[link]
             if moved or self.desk.is_due(link, now):
                 self._do_now(self.desk.on_readings(link, link.rtt_s, now))
-        return busy
 
     # -- acts
 
