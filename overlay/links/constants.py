@@ -69,3 +69,5 @@ class CloseCode(IntEnum):
     """QUIC or TLS ended the link; never sent, only reported to the handler with the library's reason."""
     VERSION = 12
     """The peer speaks another link protocol; never sent, only reported."""
+    NO_ROUTE = 13
+    """This machine has no route to the address; never sent, only reported to the dialler."""

@@ -52,6 +52,7 @@ PROBES: Final = 3
 PATH_TOO_SMALL_REASON: Final = (
     "path MTU too small: the node answers small packets, but those with a UDP payload of 1452 bytes are lost"
 )
+NO_ROUTE_REASON: Final = "this machine has no route to it: is it connected to a network?"
 MAX_LINGERING: Final = 1024
 
 
@@ -466,6 +467,8 @@ class Endpoint:
                 self._send(sock, packets, entry.control)
             except TooLargeError as error:
                 link.fail(CloseCode.PATH_TOO_SMALL, f"path MTU too small: {error}")
+            if sock.udp.no_route and entry.dial is not None and not entry.up:
+                link.fail(CloseCode.NO_ROUTE, NO_ROUTE_REASON)
             link.notify_writable()
             if len(packets) < PACKETS_PER_TRANSMIT and link not in self._dirty:
                 break

@@ -44,6 +44,8 @@ _GRO: Final = struct.Struct("i")
 
 _GSO_ERRORS: Final = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
 """What kernels and drivers answer to a super-datagram that they cannot cut."""
+_NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
+"""What this machine's own routing answers, at once. What others say by ICMP is not asked for."""
 
 
 class TooLargeError(Exception):
@@ -78,6 +80,8 @@ class UdpSocket:
             self._ask_for_local_addresses()
         self.gso_sends = 0
         self.send_failures = 0
+        self.no_route = False
+        """Whether this machine knew no way for the last datagram."""
         self.receive_failures = 0
 
     def _configure(self) -> None:
@@ -147,6 +151,7 @@ class UdpSocket:
         datagrams = [packet[0] for packet in packets]
         sizes = list(map(len, datagrams))
         one_address = len(set(map(_ADDRESS_OF, packets))) == 1
+        self.no_route = False
         while sent < total:
             address, size = packets[sent][1], sizes[sent]
             end = sent + 1
@@ -173,6 +178,7 @@ class UdpSocket:
                 elif error.errno in _GSO_ERRORS:
                     return sent + self._send_without_gso(packets[sent:], control)
                 else:
+                    self.no_route = error.errno in _NO_ROUTE
                     self.send_failures += end - sent
             sent = end
         return total
@@ -193,6 +199,7 @@ class UdpSocket:
     def _note_failure(self, error: OSError, size_bytes: int) -> None:
         if error.errno == errno.EMSGSIZE:
             raise TooLargeError(size_bytes) from error
+        self.no_route = error.errno in _NO_ROUTE
         self.send_failures += 1
 
 

@@ -509,3 +509,27 @@ def test_seeds_do_not_show():
     settings = BackendSettings(*make_certificate(identity.seed), 10.0, "x")
     assert "PRIVATE" not in repr(settings)
     assert endpoint_module.open_endpoint is open_endpoint
+
+
+async def test_a_dialler_without_a_route_is_told_at_once(monkeypatch):
+    """The kernel's own answer, not what others claim by ICMP."""
+
+    class Cut:
+        def __init__(self, sock):
+            self._sock = sock
+
+        def __getattr__(self, name):
+            return getattr(self._sock, name)
+
+        def sendmsg(self, *arguments):
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    async with open_endpoint(HOST, None, Watch(), role="customer") as endpoint:
+        udp = endpoint._sockets[0].udp
+        monkeypatch.setattr(udp, "socket", Cut(udp.socket))
+        begun = trio.current_time()
+        with pytest.raises(DialError, match="no route") as caught:
+            await endpoint.dial(("192.0.2.1", 4433), ACCEPTOR.node_id)
+        assert caught.value.code == CloseCode.NO_ROUTE
+        assert trio.current_time() - begun < QUICK.handshake_timeout_s
+        assert endpoint.links == []
