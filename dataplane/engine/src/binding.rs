@@ -1,8 +1,8 @@
 //! What Python sees: one `Engine` class and the cells that hold figures.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{BorrowedFd, OwnedFd, AsRawFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,13 +10,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hopfare_core::{InnerAddresses, Policy, Rule};
-use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use pyo3::IntoPyObjectExt;
 
 use crate::data::DataThread;
-use crate::shared::{Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, Name, NamedPrice, Shared, TunFile};
+use crate::shared::{
+    Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, Name, NamedPrice, Shared, TunFile,
+};
 use crate::tls::settings;
 
 /// Counts changes of this interface: Python refuses a crate that was built for another.
@@ -68,7 +70,7 @@ impl PyFlowCell {
 
     /// Packets, failures and dropped forward, then backward.
     fn figures(&self) -> [u64; 6] {
-        std::array::from_fn(|at| load(&self.0.0[at]))
+        std::array::from_fn(|at| load(&self.0 .0[at]))
     }
 }
 
@@ -85,7 +87,7 @@ impl PyMeterCell {
 
     /// (credit or None, charged, packets, refused packets) as of the last batch.
     fn figures(&self) -> (Option<u128>, u128, u64, u64) {
-        let figures = *self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = *self.0 .0.lock().unwrap_or_else(PoisonError::into_inner);
         (figures.credit, figures.charged, figures.packets, figures.refused_packets)
     }
 }
@@ -120,12 +122,17 @@ fn addresses(value: PyAddresses) -> PyResult<InnerAddresses> {
 }
 
 fn socket_address(host: &str, port: u16) -> PyResult<SocketAddr> {
-    let ip: IpAddr = host.parse().map_err(|_| PyValueError::new_err(format!("{host} is not a numeric address")))?;
+    let ip: IpAddr =
+        host.parse().map_err(|_| PyValueError::new_err(format!("{host} is not a numeric address")))?;
     Ok(SocketAddr::new(ip, port))
 }
 
 fn packed_address(packed: &[u8]) -> PyResult<IpAddr> {
-    if packed.len() == 4 { Ok(IpAddr::from(fixed::<4>(packed)?)) } else { Ok(IpAddr::from(fixed::<16>(packed)?)) }
+    if packed.len() == 4 {
+        Ok(IpAddr::from(fixed::<4>(packed)?))
+    } else {
+        Ok(IpAddr::from(fixed::<16>(packed)?))
+    }
 }
 
 fn rule(value: PyRule) -> Rule {
@@ -184,10 +191,15 @@ impl Engine {
         if thread.is_some() {
             return Err(PyRuntimeError::new_err("the engine runs already"));
         }
-        let settings = settings(certificate, alpn, idle_timeout_s, controller).map_err(PyRuntimeError::new_err)?;
-        let sockets = sockets.into_iter().map(|fd| Ok(UdpSocket::from(duplicate(fd)?))).collect::<PyResult<Vec<_>>>()?;
+        let settings =
+            settings(certificate, alpn, idle_timeout_s, controller).map_err(PyRuntimeError::new_err)?;
+        let sockets = sockets
+            .into_iter()
+            .map(|fd| Ok(UdpSocket::from(duplicate(fd)?)))
+            .collect::<PyResult<Vec<_>>>()?;
         let shared = self.shared.clone();
-        let mut data = DataThread::new(shared.clone(), settings, sockets, self.memory_limit_bytes, self.epoch)?;
+        let mut data =
+            DataThread::new(shared.clone(), settings, sockets, self.memory_limit_bytes, self.epoch)?;
         let run = move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| data.run())) {
                 let reason = panic
@@ -303,8 +315,13 @@ impl Engine {
         inner: PyAddresses,
         cell: &PyFlowCell,
     ) -> PyResult<()> {
-        let kind =
-            FlowKind::Exit { root: fixed(root)?, link, id, price: price(price_in), addresses: addresses(inner)? };
+        let kind = FlowKind::Exit {
+            root: fixed(root)?,
+            link,
+            id,
+            price: price(price_in),
+            addresses: addresses(inner)?,
+        };
         self.send(Command::AddFlow { flow, suite, kind: Box::new(kind), cell: cell.0.clone() });
         Ok(())
     }
@@ -339,7 +356,7 @@ impl Engine {
 
     #[pyo3(signature = (meter, credit, low, cell))]
     fn new_meter(&self, meter: Name, credit: Option<u128>, low: u128, cell: &PyMeterCell) {
-        cell.0.0.lock().unwrap_or_else(PoisonError::into_inner).credit = credit;
+        cell.0 .0.lock().unwrap_or_else(PoisonError::into_inner).credit = credit;
         self.send(Command::NewMeter { meter, credit, low, cell: cell.0.clone() });
     }
 
@@ -381,7 +398,11 @@ impl Engine {
         let policy = Policy {
             has_ipv6,
             local: local.iter().map(|packed| packed_address(packed)).collect::<PyResult<_>>()?,
-            deny4: deny.iter().filter(|range| range.0 == 4).map(|range| (range.1 as u32, range.2 as u32)).collect(),
+            deny4: deny
+                .iter()
+                .filter(|range| range.0 == 4)
+                .map(|range| (range.1 as u32, range.2 as u32))
+                .collect(),
             deny6: deny.iter().filter(|range| range.0 == 6).map(|range| (range.1, range.2)).collect(),
             rules4: rules4.into_iter().map(rule).collect(),
             rules6: rules6.into_iter().map(rule).collect(),
@@ -433,7 +454,8 @@ impl Engine {
     fn event<'py>(&self, py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyAny>> {
         match event {
             Event::Incoming { incoming, remote, validated } => {
-                ("incoming", incoming, remote.ip().to_string(), remote.port(), validated).into_bound_py_any(py)
+                ("incoming", incoming, remote.ip().to_string(), remote.port(), validated)
+                    .into_bound_py_any(py)
             }
             Event::Connected { link, certificate } => {
                 let certificate = certificate.map(|der| PyBytes::new(py, &der));
@@ -452,7 +474,9 @@ impl Engine {
             }
             Event::ProbeAnswered { link, size } => ("probe", link, size).into_bound_py_any(py),
             Event::FlowLost { flow, fault } => ("flow lost", flow, fault).into_bound_py_any(py),
-            Event::EchoReply { flow, token } => ("echo", flow, PyBytes::new(py, &token)).into_bound_py_any(py),
+            Event::EchoReply { flow, token } => {
+                ("echo", flow, PyBytes::new(py, &token)).into_bound_py_any(py)
+            }
             Event::MeterLow { meter } => ("meter low", meter).into_bound_py_any(py),
             Event::TunGone { reason } => ("tun gone", reason).into_bound_py_any(py),
             Event::Died { reason } => ("died", reason).into_bound_py_any(py),

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
-use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use quinn_proto::RttEstimator;
 
 /// No link keeps more in flight than this (1 Gbit/s at 130 ms): beyond it only queues grow.
 const MAX_WINDOW_BYTES: u64 = 16 << 20;

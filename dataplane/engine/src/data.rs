@@ -8,27 +8,28 @@ use std::collections::BinaryHeap;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hopfare_core::{Core, Event as CoreEvent, FlowCounters, FlowId, MeterId, Now, Price};
 use quinn_proto::{
-    Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint, Event as QuicEvent,
-    Incoming, ReadError, ReadableError, StreamEvent, StreamId, VarInt,
+    Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint,
+    Event as QuicEvent, Incoming, ReadError, ReadableError, StreamEvent, StreamId, VarInt,
 };
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustc_hash::FxHashMap;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::thread::{set_capabilities, CapabilitySet, CapabilitySets};
 
-use crate::net::{CODE_PROTOCOL, Conn, Net, publish};
+use crate::net::{publish, Conn, Net, CODE_PROTOCOL};
 use crate::probes::Probes;
 use crate::shared::{
-    Command, Event, FlowCell, FlowKind, LinkCell, MAX_WAITING_CONTROL, MeterCell, MeterFigures, Name, NamedPrice, Shared,
+    Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, MeterFigures, Name, NamedPrice, Shared,
+    MAX_WAITING_CONTROL,
 };
-use crate::tls::{LINK_FRAME, Settings};
+use crate::tls::{Settings, LINK_FRAME};
 
 /// System calls per socket and turn (up to 64 KB each, several per call): bounds a batch.
 const RECEIVES_PER_TURN: usize = 8;
@@ -286,7 +287,9 @@ impl DataThread {
                 }
             }
             Command::Up { link, is_relay } => self.link_up(link, is_relay, now),
-            Command::Close { link, code, reason, tell_peer } => self.close(link, code, reason, tell_peer, now),
+            Command::Close { link, code, reason, tell_peer } => {
+                self.close(link, code, reason, tell_peer, now)
+            }
             Command::AddFlow { flow, suite, kind, cell } => self.add_flow(flow, suite, *kind, cell),
             Command::DropFlow { flow } => {
                 if let Some(id) = self.flows.remove(&flow) {
@@ -339,6 +342,7 @@ impl DataThread {
             Command::SetPolicy(policy) => self.core.set_policy(*policy),
             Command::AttachTun(tun) => {
                 self.core.attach_tun(tun.has_offload, tun.by_source);
+                self.core.join_packets(tun.has_offload, false);
                 self.net.tun = Some(tun);
             }
             Command::Expire => {
@@ -356,7 +360,12 @@ impl DataThread {
                 self.register(handle, quic, link, cell, true);
             }
             Err(error) => {
-                self.net.events.push(Event::Ended { link, by_peer: false, code: 11, reason: error.to_string() });
+                self.net.events.push(Event::Ended {
+                    link,
+                    by_peer: false,
+                    code: 11,
+                    reason: error.to_string(),
+                });
             }
         }
     }
@@ -465,11 +474,11 @@ impl DataThread {
             }
             FlowKind::Exit { root, link, id, price, addresses } => {
                 let (link, price) = (*self.links.get(link)?, self.price(price)?);
-                self.core.exit(root, suite, link, *id, price, addresses.clone()).ok()
+                self.core.exit(root, suite, link, *id, price, *addresses).ok()
             }
             FlowKind::Client { roots, link, id, price, addresses } => {
                 let (link, price) = (*self.links.get(link)?, self.price(price)?);
-                self.core.client(roots, suite, link, *id, price, addresses.clone()).ok()
+                self.core.client(roots, suite, link, *id, price, *addresses).ok()
             }
         }
     }
@@ -481,7 +490,8 @@ impl DataThread {
         let mut metas = [RecvMeta::default(); BUFFERS];
         for _ in 0..RECEIVES_PER_TURN {
             let socket = &self.sockets[at];
-            let mut slices: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+            let mut slices: Vec<IoSliceMut<'_>> =
+                buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
             let count = match socket.state.recv(UdpSockRef::from(&socket.udp), &mut slices, &mut metas) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -515,7 +525,8 @@ impl DataThread {
                 }
             }
             self.answer_buffer.clear();
-            let event = self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, datagram, &mut self.answer_buffer);
+            let event =
+                self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, datagram, &mut self.answer_buffer);
             match event {
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                     let id = handle.0 as u32;
@@ -564,7 +575,9 @@ impl DataThread {
 
     /// Let every connection that got something hand it up.
     fn hand_up(&mut self, now: Instant) {
-        if !self.stalled.is_empty() && self.shared.waiting_control.load(Ordering::Relaxed) < MAX_WAITING_CONTROL / 2 {
+        if !self.stalled.is_empty()
+            && self.shared.waiting_control.load(Ordering::Relaxed) < MAX_WAITING_CONTROL / 2
+        {
             for id in std::mem::take(&mut self.stalled) {
                 if let Some(conn) = self.net.conn(id) {
                     conn.control_stalled = false;
@@ -925,8 +938,9 @@ impl DataThread {
                 self.shared.totals.send_failures.fetch_add(1, Ordering::Relaxed);
                 if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
                     let size = transmit.segment_size.unwrap_or(transmit.size);
-                    let reason =
-                        format!("path MTU too small: a UDP payload of {size} bytes does not fit the interface");
+                    let reason = format!(
+                        "path MTU too small: a UDP payload of {size} bytes does not fit the interface"
+                    );
                     self.net.fault(id, 6, &reason);
                 }
             }
@@ -965,7 +979,8 @@ impl DataThread {
     }
 
     fn send_answer(&mut self, contents: Vec<u8>, destination: SocketAddr, src_ip: Option<std::net::IpAddr>) {
-        let Some(socket) = self.sockets.iter_mut().find(|socket| socket.is_ipv6 == destination.is_ipv6()) else {
+        let Some(socket) = self.sockets.iter_mut().find(|socket| socket.is_ipv6 == destination.is_ipv6())
+        else {
             return;
         };
         if socket.pending.len() >= MAX_PENDING_SENDS {
@@ -982,7 +997,9 @@ impl DataThread {
                 break;
             }
             self.timers.pop();
-            let Some(conn) = self.net.conns.get_mut(id as usize).and_then(Option::as_deref_mut) else { continue };
+            let Some(conn) = self.net.conns.get_mut(id as usize).and_then(Option::as_deref_mut) else {
+                continue;
+            };
             if conn.scheduled != Some(at) {
                 continue;
             }
@@ -1150,8 +1167,12 @@ fn ended(link: Name, reason: &ConnectionError) -> Option<Event> {
         ConnectionError::TransportError(error) => (false, transport(u64::from(error.code), &error.reason)),
         ConnectionError::TimedOut => (false, (CODE_TIMEOUT, "nothing was received for too long".to_owned())),
         ConnectionError::VersionMismatch => (false, (CODE_VERSION, OTHER_VERSION.to_owned())),
-        ConnectionError::Reset => (false, (CODE_TRANSPORT, "QUIC: the other node has started anew".to_owned())),
-        ConnectionError::CidsExhausted => (false, (CODE_TRANSPORT, "QUIC: no connection ids are left".to_owned())),
+        ConnectionError::Reset => {
+            (false, (CODE_TRANSPORT, "QUIC: the other node has started anew".to_owned()))
+        }
+        ConnectionError::CidsExhausted => {
+            (false, (CODE_TRANSPORT, "QUIC: no connection ids are left".to_owned()))
+        }
         ConnectionError::LocallyClosed => return None,
     };
     Some(Event::Ended { link, by_peer, code, reason })

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -317,7 +317,9 @@ impl Net {
     /// Remember an error after which the device will never work again.
     pub fn note_tun_error(&mut self, error: rustix::io::Errno) {
         use rustix::io::Errno;
-        if matches!(error, Errno::BADF | Errno::BADFD | Errno::NODEV | Errno::NXIO) && self.tun_error.is_none() {
+        if matches!(error, Errno::BADF | Errno::BADFD | Errno::NODEV | Errno::NXIO)
+            && self.tun_error.is_none()
+        {
             self.tun_error = Some(error.to_string());
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use hopfare_core::{InnerAddresses, Policy};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{eventfd, EventfdFlags};
 
 /// Python's names for links, flows and meters: numbers that are never used again.
 pub type Name = u64;
@@ -39,29 +39,94 @@ pub enum FlowKind {
         id_out: u32,
         price_out: NamedPrice,
     },
-    Exit { root: [u8; 32], link: Name, id: u32, price: NamedPrice, addresses: InnerAddresses },
-    Client { roots: Vec<[u8; 32]>, link: Name, id: u32, price: NamedPrice, addresses: InnerAddresses },
+    Exit {
+        root: [u8; 32],
+        link: Name,
+        id: u32,
+        price: NamedPrice,
+        addresses: InnerAddresses,
+    },
+    Client {
+        roots: Vec<[u8; 32]>,
+        link: Name,
+        id: u32,
+        price: NamedPrice,
+        addresses: InnerAddresses,
+    },
 }
 
 /// What Python asks of the data thread; carried out in order.
 pub enum Command {
-    Dial { link: Name, remote: SocketAddr, cell: Arc<LinkCell> },
+    Dial {
+        link: Name,
+        remote: SocketAddr,
+        cell: Arc<LinkCell>,
+    },
     /// Ask with a small and with a full packet whether anything is there.
-    Probe { link: Name, remote: SocketAddr },
-    Accept { incoming: Name, link: Name, cell: Arc<LinkCell> },
-    Retry { incoming: Name },
-    Ignore { incoming: Name },
-    Control { link: Name, data: Bytes },
-    Up { link: Name, is_relay: bool },
-    Close { link: Name, code: u64, reason: String, tell_peer: bool },
-    AddFlow { flow: Name, suite: u8, kind: Box<FlowKind>, cell: Arc<FlowCell> },
-    DropFlow { flow: Name },
-    Echo { flow: Name, token: [u8; 8] },
-    NewMeter { meter: Name, credit: Option<u128>, low: u128, cell: Arc<MeterCell> },
-    FreeMeter { meter: Name },
-    AddCredit { meter: Name, wei: u128, flows: Vec<Name> },
-    WatchMeter { meter: Name, on: bool },
-    SetLow { meter: Name, wei: u128 },
+    Probe {
+        link: Name,
+        remote: SocketAddr,
+    },
+    Accept {
+        incoming: Name,
+        link: Name,
+        cell: Arc<LinkCell>,
+    },
+    Retry {
+        incoming: Name,
+    },
+    Ignore {
+        incoming: Name,
+    },
+    Control {
+        link: Name,
+        data: Bytes,
+    },
+    Up {
+        link: Name,
+        is_relay: bool,
+    },
+    Close {
+        link: Name,
+        code: u64,
+        reason: String,
+        tell_peer: bool,
+    },
+    AddFlow {
+        flow: Name,
+        suite: u8,
+        kind: Box<FlowKind>,
+        cell: Arc<FlowCell>,
+    },
+    DropFlow {
+        flow: Name,
+    },
+    Echo {
+        flow: Name,
+        token: [u8; 8],
+    },
+    NewMeter {
+        meter: Name,
+        credit: Option<u128>,
+        low: u128,
+        cell: Arc<MeterCell>,
+    },
+    FreeMeter {
+        meter: Name,
+    },
+    AddCredit {
+        meter: Name,
+        wei: u128,
+        flows: Vec<Name>,
+    },
+    WatchMeter {
+        meter: Name,
+        on: bool,
+    },
+    SetLow {
+        meter: Name,
+        wei: u128,
+    },
     SetPolicy(Box<Policy>),
     AttachTun(TunFile),
     Expire,
@@ -72,20 +137,57 @@ pub enum Command {
 
 /// What the data thread tells Python.
 pub enum Event {
-    Incoming { incoming: Name, remote: SocketAddr, validated: bool },
-    Connected { link: Name, certificate: Option<Vec<u8>> },
-    Control { link: Name, data: Vec<u8> },
+    Incoming {
+        incoming: Name,
+        remote: SocketAddr,
+        validated: bool,
+    },
+    Connected {
+        link: Name,
+        certificate: Option<Vec<u8>>,
+    },
+    Control {
+        link: Name,
+        data: Vec<u8>,
+    },
     /// The link is gone in QUIC; `by_peer` says that `code` is the peer's own.
-    Ended { link: Name, by_peer: bool, code: u64, reason: String },
+    Ended {
+        link: Name,
+        by_peer: bool,
+        code: u64,
+        reason: String,
+    },
     /// The peer broke a rule that is checked here: Python closes the link with this code.
-    Fault { link: Name, code: u64, reason: String },
-    Moved { link: Name, remote: SocketAddr },
-    ProbeAnswered { link: Name, size: usize },
-    FlowLost { flow: Name, fault: u8 },
-    EchoReply { flow: Name, token: [u8; 8] },
-    MeterLow { meter: Name },
-    TunGone { reason: String },
-    Died { reason: String },
+    Fault {
+        link: Name,
+        code: u64,
+        reason: String,
+    },
+    Moved {
+        link: Name,
+        remote: SocketAddr,
+    },
+    ProbeAnswered {
+        link: Name,
+        size: usize,
+    },
+    FlowLost {
+        flow: Name,
+        fault: u8,
+    },
+    EchoReply {
+        flow: Name,
+        token: [u8; 8],
+    },
+    MeterLow {
+        meter: Name,
+    },
+    TunGone {
+        reason: String,
+    },
+    Died {
+        reason: String,
+    },
 }
 
 /// A link's figures.

@@ -9,9 +9,9 @@ use quinn_proto::{
     ClientConfig, EndpointConfig, IdleTimeout, RandomConnectionIdGenerator, ServerConfig, TransportConfig,
     ValidationTokenConfig, VarInt,
 };
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::client::Resumption;
+use rustls::crypto::{aws_lc_rs, verify_tls13_signature, CryptoProvider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{CipherSuite, DigitallySignedStruct, SignatureScheme};
@@ -138,7 +138,8 @@ pub fn settings(
         .with_no_client_auth();
     tls.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     tls.resumption = Resumption::disabled();
-    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?));
+    let mut client =
+        ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?));
     client.transport_config(transport.clone());
 
     let server = match certificate {
