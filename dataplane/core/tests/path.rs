@@ -418,6 +418,25 @@ fn the_flow_that_holds_the_most_goes_when_memory_is_short() {
 }
 
 #[test]
+fn trains_that_are_never_finished_count_as_memory() {
+    let mut node = common::Node::new(1 << 20);
+    node.core.link_up(0);
+    node.core.link_up(1);
+    let price = node.price();
+    for id in 1..=100 {
+        node.core.relay(&[1; 32], 2, 0, id, price, 1, id, price).unwrap();
+        let mut begun = id.to_be_bytes().to_vec();
+        begun.push(48);
+        begun.resize(60_000, 1);
+        node.core.on_stream(0, u64::from(id) * 4, &begun, false, 0, &mut node.outside);
+        node.core.pump(0, &mut node.outside);
+    }
+    assert!(node.core.used_bytes() <= 1 << 20);
+    assert_eq!(node.faults(), vec![Fault::Memory; 100 - node.core.flow_count()]);
+    assert!((10..20).contains(&node.core.flow_count()));
+}
+
+#[test]
 fn epochs_change_under_traffic() {
     let mut net = net(3);
     for turn in 0..6 {
