@@ -252,6 +252,7 @@ class Connection:
     def _begin_connect(self, destination: Destination, isolation: Isolation) -> None:
         """Connect at once if circuit and addresses are at hand, else in a task."""
         server = self._server
+        server.leaks.note(destination, server.poller.now)
         lease = server.circuits.lease_now(isolation, destination)
         if lease is None:
             server.spawn(self._run)
@@ -333,7 +334,9 @@ class Connection:
             acknowledge(self._upstream)
 
     async def _resolve(self, lease: Lease, destination: Destination) -> Outcome:
-        return Outcome(Reply.SUCCEEDED, host=(await self._server.resolver.addresses(lease, destination))[0])
+        address = (await self._server.resolver.addresses(lease, destination))[0]
+        self._server.leaks.learned(address)
+        return Outcome(Reply.SUCCEEDED, host=address)
 
     async def _resolve_reverse(self, lease: Lease, destination: Destination) -> Outcome:
         return Outcome(Reply.SUCCEEDED, host=await self._server.resolver.name(lease, destination.host))

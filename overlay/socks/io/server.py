@@ -24,6 +24,7 @@ from overlay.socks.io.connect import ATTEMPT_DELAY_S, SILENT_S
 from overlay.socks.io.connection import Connection
 from overlay.socks.io.delays import DelayLine
 from overlay.socks.io.faults import report_fault
+from overlay.socks.io.leaks import LeakWatch
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.poller import LISTEN_EVENTS, Poller
 from overlay.socks.io.resolver import DNS_PORT, Resolver, Sockets
@@ -67,6 +68,7 @@ class ProxyServer:
         self.poller = Poller()
         self.poller.now = trio.current_time()
         self.resolver = Resolver(sockets, dns_port)
+        self.leaks = LeakWatch()
         #: Scratch space of all pipes; nothing stays in it between two calls.
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.associations = 0
@@ -100,6 +102,7 @@ class ProxyServer:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "lookups": self.resolver.queries,
+            "by_address": self.leaks.by_address,
             "refused": dict(self.refused),
         }
 

@@ -18,9 +18,11 @@ from socks_lab import (
     receive_all,
     reset,
 )
+from structlog.testing import capture_logs
 
 from exit.errors import EnvError
 from overlay.socks.circuits import NO_ISOLATION, Destination, NoCircuit, NoCircuitKind, isolation_of
+from overlay.socks.io.leaks import MAX_REMEMBERED, LeakWatch
 from overlay.socks.io.listeners import ListenError, open_listeners, systemd_descriptors
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.server import ProxyLimits
@@ -461,4 +463,30 @@ async def test_a_server_that_speaks_first_need_not_wait_for_the_client() -> None
         assert trio.current_time() - begun < 30
         for stream in streams:
             await stream.aclose()
+        await lab.until_idle()
+
+
+async def test_addresses_that_were_not_learned_here_are_counted_and_told_of_once() -> None:
+    watch = LeakWatch()
+    watch.note(Destination("example.org", 443, 0), 10.0)
+    assert watch.by_address == 0
+    with capture_logs() as events:
+        for n in range(5):
+            watch.note(Destination("192.0.2.7", 443, 4), 10.0 + n)
+    watch.learned("192.0.2.8")
+    watch.note(Destination("192.0.2.8", 443, 4), 20.0)
+    assert watch.by_address == 5
+    assert [event["event"] for event in events] == ["names may leak"]
+    assert "192.0.2.7" not in str(events)
+    for n in range(2 * MAX_REMEMBERED):
+        watch.learned(f"2001:db8::{n:x}")
+    watch.note(Destination("192.0.2.8", 443, 4), 21.0)
+    assert watch.by_address == 6, "bounded: the oldest is forgotten"
+
+
+async def test_connections_by_address_are_in_the_status() -> None:
+    async with open_lab() as lab, open_server(echo) as port:
+        stream = await lab.connect("127.0.0.1", port)
+        assert lab.server.status()["by_address"] == 1
+        await stream.aclose()
         await lab.until_idle()
