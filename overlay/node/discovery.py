@@ -51,8 +51,10 @@ APPLY_S = 0.5
 APPLY_LARGE_S = 10.0
 LARGE = 2000
 """... or so often if it has more entries than this."""
-SAVE_S = 300.0
+SAVE_S = 30.0
+SAVE_LARGE_S = 300.0
 FIRST_SAVE_S = 3.0
+"""After a change; then not again for SAVE_S, with a LARGE directory for SAVE_LARGE_S."""
 CUSTOMER_WAIT_S = 1.5
 """How long a customer with a stored directory waits for its guard before it asks others."""
 CUSTOMER_SOURCES = 2
@@ -370,8 +372,8 @@ class Discovery:
             await trio.sleep(APPLY_LARGE_S if len(self.gossip.store) > LARGE else APPLY_S)
 
     async def _keep_saving(self) -> None:
-        await trio.sleep(FIRST_SAVE_S)
         while True:
+            await trio.sleep(FIRST_SAVE_S)
             if self._saved_version != self._version:
                 version = self._version
                 entries = self._to_save()
@@ -381,7 +383,7 @@ class Discovery:
                     self._note_unsaved(error)
                 else:
                     self._saved_version, self._disk_problem = version, ""
-            await trio.sleep(SAVE_S)
+                await trio.sleep(SAVE_LARGE_S if len(entries) > LARGE else SAVE_S)
 
     def _to_save(self) -> list[bytes]:
         return [entry.encoded for entry in self.gossip.store]
