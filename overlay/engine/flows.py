@@ -94,7 +94,7 @@ class Flow:
 
     def queued_bytes(self) -> int:
         """Bytes that wait in this flow."""
-        return 0
+        return sum(end.held_bytes for end in self.ends)
 
     def wake(self, now: float) -> None:
         """Try again after a meter was given credit."""
@@ -170,7 +170,7 @@ class RelayFlow(Flow):
 
     def queued_bytes(self) -> int:
         """Bytes that wait in this flow."""
-        total = sum(len(packet) for _, packet in self._held)
+        total = super().queued_bytes() + sum(len(packet) for _, packet in self._held)
         for outlet in (self._front_out, self._back_out):
             total += outlet.train_bytes + (outlet.singles.size_bytes if outlet.singles else 0)
         return total
@@ -367,7 +367,7 @@ class EndpointFlow(Flow, ABC):
 
     def queued_bytes(self) -> int:
         """Bytes that wait in this flow."""
-        return self._entry_trains.size_bytes + self._entry_singles.size_bytes
+        return super().queued_bytes() + self._entry_trains.size_bytes + self._entry_singles.size_bytes
 
     def close(self) -> None:
         """Forget queues and streams."""

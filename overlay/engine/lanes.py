@@ -89,6 +89,7 @@ class End:
         "flow",
         "granted_in",
         "granted_out",
+        "held_bytes",
         "in_singles",
         "in_trains",
         "inbound_stream",
@@ -115,6 +116,8 @@ class End:
         self.last_grant_s = 0.0
         self.in_trains = False
         self.in_singles = False
+        self.held_bytes = 0
+        """Bytes of a train that has begun to come in: they count as memory like any that wait."""
 
     def want_trains(self) -> None:
         """Note that the flow has trains to send on this end."""
@@ -232,6 +235,8 @@ class LinkLanes:
         if self.ends.pop(end.circuit_id, None) is None:
             return
         self.grants.pop(end.circuit_id, None)
+        self.budget.used_bytes -= end.held_bytes
+        end.held_bytes = 0
         if end.stream_id is not None:
             self.link.reset_stream(end.stream_id, 0)
             end.stream_id = None
@@ -335,6 +340,8 @@ class LinkLanes:
         except DecodeError:
             end.flow.fail(FlowFault.BAD_FRAMING)
             return
+        self.budget.used_bytes += reader.held_bytes - end.held_bytes
+        end.held_bytes = reader.held_bytes
         if not packets:
             return
         end.received += sum(map(len, packets)) // UNIT

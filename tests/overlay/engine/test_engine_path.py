@@ -4,7 +4,8 @@ import pytest
 from engine_net import CLIENT, DNS, Net, tcp4, udp4
 
 from circuits.params import LINK_FRAME, UNIT
-from overlay.engine.interface import FlowFault
+from overlay.engine.interface import FlowFault, Price
+from overlay.engine.meters import Meter
 
 SERVER = bytes([203, 0, 113, 7])
 
@@ -271,3 +272,18 @@ def _item(packet: bytes):
     from circuits.inner import Item, ItemType
 
     return Item(ItemType.IP, 0, packet)
+
+
+def test_trains_that_are_never_finished_count_as_memory() -> None:
+    net = Net(2, memory_limit_bytes=1 << 20)
+    engine, far = net.nodes[1].engine, net.links[0][1]
+    for circuit_id in range(2, 60):
+        price = Price(Meter(), 1)
+        engine.relay(bytes(32), 2, far, circuit_id, price, net.links[1][0], circuit_id, price)
+        begun = circuit_id.to_bytes(4, "big") + bytes([48]) + bytes(60_000)
+        engine.on_stream(far, 4 * circuit_id + 2, [begun], False)
+        engine.on_batch_end()
+        assert engine.budget.used_bytes <= 1 << 20
+    assert set(net.nodes[1].lost) == {FlowFault.MEMORY}
+    engine.on_link_closed(far, 0, "")
+    assert engine.budget.used_bytes == 0
