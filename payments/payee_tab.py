@@ -272,7 +272,7 @@ class PayeeTab:
             self._phase = _Phase.CLOSED
             return []
         self._phase = _Phase.CLOSED
-        return [self._store()]
+        return self._keep()
 
     def _on_attach(self, attach: formats.Attach) -> list[Output]:
         if self._phase is not _Phase.WAITING:
@@ -348,6 +348,11 @@ class PayeeTab:
             self._store_at = now + self._limits.store_interval_s
         return outputs
 
+    def _keep(self) -> list[Output]:
+        """Keep what there is at the end; nothing of a purse that never gave a book: new keys cost nothing."""
+        machine = self._machine
+        return [] if machine is None or machine.state.book is None else [self._store()]
+
     def _store(self) -> Store:
         machine = self._machine
         assert machine is not None
@@ -381,7 +386,7 @@ class PayeeTab:
         outputs: list[Output] = [Send(formats.encode_refused(formats.Refused(refusal, number, index)))]
         if self._faults >= FAULT_LIMIT:
             if self._phase is _Phase.OPEN:
-                outputs.append(self._store())
+                outputs += self._keep()
             self._phase = _Phase.CLOSED
             outputs.append(CutOff(CloseReason.FORGERY, f"{detail} ({refusal.name.lower()})"))
         return outputs

@@ -71,6 +71,8 @@ anyway."""
 EASY_ONWARD_TIMES = 64
 """What goes onward may cost so many times a relay's own price. A customer and a next hop in league could else
 have this relay prepay 64 packets of any price."""
+FREE_ONWARD_SHARE = 1024
+"""A relay that asks nothing itself goes by its window: its first 64 packets are a sixteenth of it at most."""
 _DAY_S = 86_400
 
 log = get_logger("money")
@@ -118,6 +120,7 @@ class Money:
         self._key = key
         self._payee = payee
         self._price_wei = price_wei
+        self._is_relay = node_id is not None
         self._chain = chain
         self._domain = chain.domain
         self._redeemer = redeemer
@@ -251,7 +254,8 @@ class Money:
         """Why a circuit that costs `price_out` cannot go out on a link, as a sentence; None if it can."""
         if price_out == 0:
             return None
-        if self._price_wei and price_out > EASY_ONWARD_TIMES * self._price_wei:
+        easy_wei = EASY_ONWARD_TIMES * self._price_wei or self._settings.max_window_wei // FREE_ONWARD_SHARE
+        if self._is_relay and price_out > easy_wei:
             return "it costs more onward than this relay advances"
         self._do(self.desk.want(link, now))
         return self.desk.explain(link, now)

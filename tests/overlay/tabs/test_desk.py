@@ -439,6 +439,20 @@ def test_a_relay_pays_an_account_over_one_link_only() -> None:
     assert one.desk.explain(second[0], one.now) is None
 
 
+def test_keys_that_never_paid_leave_nothing_in_the_ledger() -> None:
+    net = DeskNet()
+    guard = net.node(2, price=1000)
+    for number in range(5):
+        customer = net.node(20 + number, price=0)
+        customer.funds = False
+        near, far = net.link(customer, guard, customer=True)
+        net.circuit([(near, far)], [1000])
+        net.run(20)
+        assert guard.desk.links[far].earning.tab.is_open  # type: ignore[union-attr]
+        net.close(near)
+    assert not guard.ledger
+
+
 def test_terms_that_were_not_asked_for_harm_nobody() -> None:
     net = DeskNet()
     relay, guard = net.node(1, price=1000), net.node(2, price=1000)
