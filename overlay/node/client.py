@@ -88,6 +88,9 @@ DEFAULT_IDLE_S = 120.0
 """A circuit that programs in the namespace have left, and that nothing has used for so long, is given
 back.
 """
+PROOF_TIMEOUT_S = 8.0
+"""How long a paid circuit may take to bring an echo: purses further on are opened, and found by payees."""
+FIRST_PROOF_S, LONGEST_PROOF_S = 0.05, 0.4
 GUARD_SILENT_S = 2.0
 """Data under way to a guard without an answer for so long: new circuits go over another.
 
@@ -160,6 +163,7 @@ class ClientNode:
         self._abandoned: dict[int, trio.CancelScope] = {}
         self._circuits: dict[int, Circuit] = {}
         self._by_flow: dict[FlowHandle, Circuit] = {}
+        self._proofs: dict[FlowHandle, trio.Event] = {}
         self._by_wire: dict[tuple[Link, int], Circuit] = {}
         self._inner_addresses: set[IPv4Address | IPv6Address | None] = set()
         self._changed = trio.Event()
@@ -262,7 +266,9 @@ class ClientNode:
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
         """An echo came back."""
         circuit = self._by_flow.get(flow)
-        if circuit is None:
+        if flow in self._proofs:
+            self._proofs[flow].set()
+        elif circuit is None:
             self.market.take_echo(flow, token)
         else:
             self.act(self.pool.handle_echo(circuit.circuit_id, token, trio.current_time()))
@@ -503,6 +509,7 @@ class ClientNode:
         attempt = self._attempts[(link, wire_id)] = _Attempt(build)
         stands = False
         taken: ExitAddresses | None = None
+        flow: FlowHandle | None = None
         try:
             link.send_control(encode_control(Build(wire_id, build.records)))
             with trio.move_on_after(BUILD_TIMEOUT_S):
@@ -533,17 +540,44 @@ class ClientNode:
                 self._price(link, path.price_wei_per_packet),
                 InnerAddresses(addresses.ipv4.packed, v6.packed if v6 is not None else None),
             )
-            stands = True
             if self.money is not None:
                 price = path.price_wei_per_packet
                 self.money.circuit_up(flow, None, 0, link, price, trio.current_time())
+                if price and not await self._carries(flow, link):
+                    sentence = "nothing came back through it: one of its relays is not paid yet"
+                    return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
+            stands = True
             return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
         finally:
             self._attempts.pop((link, wire_id), None)
             if not stands:
+                if flow is not None:
+                    self.engine.drop(flow)
+                    if self.money is not None:
+                        self.money.circuit_down(flow, trio.current_time())
                 link.send_control(encode_control(Destroy(wire_id, 0)))
                 if taken is not None:
                     self._nursery.start_soon(self._remove_addresses, taken)
+
+    async def _carries(self, flow: FlowHandle, link: Link) -> bool:
+        """Whether an echo comes back: packets are dropped until each hop has taken a ticket of the one before
+        it, which may have to open a purse first, and programs should not wait for that.
+        """
+        came = self._proofs[flow] = trio.Event()
+        wait_s = FIRST_PROOF_S
+        try:
+            with trio.move_on_after(PROOF_TIMEOUT_S):
+                while link.end is None and not came.is_set():
+                    self.engine.echo(flow, os.urandom(8))
+                    self.endpoint.flush()
+                    with trio.move_on_after(wait_s):
+                        await came.wait()
+                        break
+                    self._progress("waiting until every relay of the path is paid")
+                    wait_s = min(2 * wait_s, LONGEST_PROOF_S)
+            return came.is_set()
+        finally:
+            del self._proofs[flow]
 
     def _finish(self, attempt: _Attempt, outcome: BuildDone | BuildFailed | None) -> None:
         if outcome is not None:

@@ -305,9 +305,12 @@ class RelayNode:
         self.switch.end_paid(link, incoming=side == "earning", code=code, now=trio.current_time())
 
     def payee_of(self, node_id: bytes) -> bytes:
-        """Whom to pay for a relay of the directory."""
+        """Whom to pay for a relay of the directory, or of the root list while its descriptor has not come."""
         entry = self.directory.get(node_id)
-        return b"" if entry is None else entry.descriptor.payee
+        if entry is not None:
+            return entry.descriptor.payee
+        member = None if self.discovery is None else self.discovery.discovery.gossip.store.roots.get(node_id)
+        return b"" if member is None else member.payee
 
     def on_payable(self) -> None:
         """Builds that could not be paid are tried again by their clients."""
