@@ -37,7 +37,8 @@ class GossipLimits:
 
     round_s: float = 30.0
     """Between two reconciliations with a random neighbour; three quarters to five quarters of it."""
-    customer_round_s: float = 600.0
+    customer_round_s: float = 30.0
+    """A relay that joins is to be used within a minute; a Digest and its answer are 150 bytes."""
     announce_delay_s: float = 0.05
     """Changes wait so long for others to be announced together."""
     want_timeout_s: float = 3.0

@@ -179,7 +179,7 @@ def test_a_customer_has_the_whole_directory_and_tells_nothing_of_its_own():
     guard.publish(describe(0))
     net.run(net.now + 900.0)
     assert len(customer.store) == 250, "it asks again by itself"
-    assert len(said) - before < 20
+    assert len(said) - before < 60
 
 
 def test_idle_nodes_say_little():
