@@ -291,7 +291,7 @@ class QualityBook:
 
     def _usual_round_trip(self) -> float:
         if self._usual_rtt_s is None:
-            known = [record.rtt_s for record in self._records.values() if record.rtt_s]
+            known = [record.rtt_s for record in list(self._records.values()) if record.rtt_s]
             self._usual_rtt_s = median(known) if known else 0.0
         return self._usual_rtt_s
 

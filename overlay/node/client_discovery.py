@@ -59,7 +59,7 @@ class ClientDiscovery:
         node.market.stakes = _stakes(roots)
         if node.money is not None:
             node.money.on_directory()
-        node.act(node.pool.set_index(node.market.make_index(), trio.current_time()))
+        node.market.renew_index()
 
     def may_close(self, link: Link) -> bool:
         """Whether a link is no guard's."""

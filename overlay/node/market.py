@@ -80,6 +80,7 @@ class ClientMarket:
         self._problem = ""
         self._index: PathIndex | None = None
         self._reweigh_at = 0.0
+        self._index_wanted = trio.Event()
         self._save_at = trio.current_time() + SAVE_S
         self._prober = Prober(node.config.client.probes_per_hour, os.urandom, trio.current_time())
         self._looks: dict[FlowHandle, tuple[Look, trio.Event]] = {}
@@ -93,10 +94,33 @@ class ClientMarket:
 
     def make_index(self) -> PathIndex:
         """The directory as path choice sees it now."""
-        candidates = list_candidates(self._node.directory, time.time(), self.book, self.stakes)
-        self._index = PathIndex(candidates, self._index)
+        self._index = self._build_index()
         self._reweigh_at = trio.current_time() + REWEIGH_S
         return self._index
+
+    def renew_index(self) -> None:
+        """Have paths chosen by the directory and the book of now: at once, or where that takes long, soon."""
+        if len(self._node.directory) <= SMALL:
+            self._node.act(self._node.pool.set_index(self.make_index(), trio.current_time()))
+            return
+        self._index_wanted.set()
+
+    async def _keep_index(self) -> None:
+        """Make the index in a thread when asked: 10,000 relays take a fifth of a second, in which packets
+        would wait.
+
+        Directory and candidates are values; the book may change under the thread, which at worst reads
+        figures of a moment ago.
+        """
+        while True:
+            await self._index_wanted.wait()
+            self._index_wanted = trio.Event()
+            self._index = await trio.to_thread.run_sync(self._build_index)
+            self._node.act(self._node.pool.set_index(self._index, trio.current_time()))
+
+    def _build_index(self) -> PathIndex:
+        candidates = list_candidates(self._node.directory, time.time(), self.book, self.stakes)
+        return PathIndex(candidates, self._index)
 
     def note_build_failed(self, node_ids: tuple[bytes, ...], outcome: BuildFailed) -> bool:
         """Look at a failed build; True if it failed over the time of day."""
@@ -155,6 +179,11 @@ class ClientMarket:
 
     async def run(self) -> None:
         """Looks, new weights and the book's file, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_index)
+            await self._keep_looking()
+
+    async def _keep_looking(self) -> None:
         while True:
             now = trio.current_time()
             times = [now + 60.0, self._save_at]
@@ -170,7 +199,7 @@ class ClientMarket:
             if now - self._busy_at >= QUIET_S:
                 await self._look(now)
             if now >= self._reweigh_at and len(self._node.directory) <= SMALL:
-                self._node.act(self._node.pool.set_index(self.make_index(), now))
+                self.renew_index()
 
     async def _look(self, now: float) -> None:
         node = self._node
@@ -272,9 +301,11 @@ class ClientMarket:
     # -- what the user is told
     # -----------------------------------------------------------------------------------
 
-    def rows(self) -> dict[str, Any]:
+    async def rows(self) -> dict[str, Any]:
         """What `hopfare market` shows, whole."""
-        rows = list_rows(self._node.directory, self.book, time.time(), self.stakes)
+        rows = await trio.to_thread.run_sync(
+            list_rows, self._node.directory, self.book, time.time(), self.stakes
+        )
         return {"rows": rows, "coin": self._node.config.payments.coin}
 
     def describe_no_path(self) -> dict[str, Any] | None:

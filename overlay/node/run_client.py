@@ -158,7 +158,7 @@ class _Local:
         if method == "circuits":
             return {"circuits": node.list_circuits(), "no_path": node.market.describe_no_path()}
         if method == "market":
-            return node.market.rows()
+            return await node.market.rows()
         if method == "choices":
             return node.market.list_choices()
         if method == "choose":

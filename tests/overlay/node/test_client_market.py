@@ -163,7 +163,7 @@ async def test_the_market_lists_what_is_offered_and_what_was_seen(
     peers = make_peers()
     async with client_node(peers, tmp_path) as (node, endpoint):
         await stand(peers, node, endpoint)
-        rows = {row["name"]: row for row in node.market.rows()["rows"]}
+        rows = {row["name"]: row for row in (await node.market.rows())["rows"]}
         assert set(rows) == {peer.identity.name for peer in peers}
         _, circuit = any_lease(node)
         for node_id in circuit.path.node_ids:
@@ -261,7 +261,7 @@ async def test_looks_are_taken_while_nothing_goes_on_and_leave_nothing(
         assert len(node._circuits) == 2
         assert not node.market._looks
         assert node.status()["looks"] == 1
-        measured = [row for row in node.market.rows()["rows"] if row["measured_bytes_per_s"]]
+        measured = [row for row in (await node.market.rows())["rows"] if row["measured_bytes_per_s"]]
         assert len(measured) >= 3
         assert all(row["loss"] > 0 for row in measured)
 
@@ -277,3 +277,25 @@ async def test_looks_are_taken_while_nothing_goes_on_and_leave_nothing(
             await trio.sleep(5.0)
             node.market.note_moved(circuit, trio.current_time())
         assert node.status()["looks"] == looks
+
+
+async def test_a_large_directory_is_indexed_beside_the_packets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    peers = make_peers()
+    async with client_node(peers, tmp_path) as (node, endpoint):
+        await stand(peers, node, endpoint)
+        node._nursery.start_soon(node.market.run)
+        used: list[Any] = []
+        monkeypatch.setattr(node.pool, "set_index", lambda index, now: used.append(index) or [])
+        node.market.renew_index()
+        assert len(used) == 1, "a small one at once"
+        monkeypatch.setattr("overlay.node.market.SMALL", 1)
+        node.market.renew_index()
+        node.market.renew_index()
+        assert len(used) == 1
+        # The virtual clock does not wait for threads.
+        deadline_s = time.monotonic() + 60
+        while len(used) < 2 and time.monotonic() < deadline_s:
+            await trio.to_thread.run_sync(time.sleep, 0.01)
+        assert len(used[1]) == len(peers)
