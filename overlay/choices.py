@@ -30,6 +30,8 @@ CHOICES: dict[str, tuple[str, str]] = {
     "guard-countries": ("client", "guard_countries"),
     "guard-operators": ("client", "guard_operators"),
     "middles": ("client", "middles"),
+    "middle-countries": ("client", "middle_countries"),
+    "middle-operators": ("client", "middle_operators"),
     "exclude": ("client", "exclude"),
     "exclude-countries": ("client", "exclude_countries"),
     "exclude-operators": ("client", "exclude_operators"),

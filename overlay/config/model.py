@@ -256,6 +256,12 @@ class ClientConfig:
         values.each(values.node, at_most=256),
         "Go through these nodes only between guard and exit, by name. Empty: four that change now and then.",
     )
+    middle_countries: tuple[str, ...] = _setting(
+        "[]", values.each(values.country, at_most=256), "Go through these countries only. Empty: any."
+    )
+    middle_operators: tuple[str, ...] = _setting(
+        "[]", values.each(values.operator, at_most=64), "Go through these operators' nodes only. Empty: any."
+    )
     exit_operators: tuple[str, ...] = _setting(
         "[]",
         values.each(values.operator, at_most=64),

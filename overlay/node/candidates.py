@@ -79,7 +79,11 @@ def make_constraints(config: Config, suites: tuple[int, ...], own_families: froz
             countries=frozenset(client.guard_countries),
             operators=frozenset(client.guard_operators),
         ),
-        middles=Only(nodes=frozenset(client.middles)),
+        middles=Only(
+            nodes=frozenset(client.middles),
+            countries=frozenset(client.middle_countries),
+            operators=frozenset(client.middle_operators),
+        ),
         max_price_wei_per_packet=_most_wei_per_packet(config.payments.budget_per_gb_wei),
         suites=suites,
         own_families=own_families,

@@ -236,6 +236,25 @@ def test_a_relay_that_wants_more_than_it_says_is_avoided_and_loses_quality():
         assert customer.book.score(greedy, UNIX_S + customer.now) < score
 
 
+def test_a_relay_with_a_false_address_sinks_and_not_those_that_cannot_reach_it():
+    """The relay before it says that it could not reach it: one of the two is to blame."""
+    customer = Customer(market(), Constraints(hops=3), max_circuits=300)
+    false = customer.paths[min(customer.paths)].exit.node_id
+    middles = set()
+    customer.refuses = lambda path: (1, 2) if path.exit.node_id == false else None
+    for number in range(400):
+        customer.lease(b"%d" % (number % 50))
+        customer.wait(5.0)
+        if number % 10 == 0:
+            customer.do(customer.pool.renew(customer.now))
+    for path in customer.all_paths:
+        if path.exit.node_id == false:
+            middles.add(path.node_ids[1])
+    scores = {node: customer.book.score(node, UNIX_S + customer.now) for node in (*middles, false)}
+    assert scores.pop(false) < 0.75
+    assert min(scores.values()) > 0.85
+
+
 def test_an_exit_that_refuses_what_it_lists_is_left_and_loses_quality():
     customer = Customer(market(), Constraints(hops=3))
     lease = customer.lease()

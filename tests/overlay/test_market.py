@@ -157,6 +157,8 @@ def test_every_choice_can_be_made_and_taken_back():
         "guard-countries": "SE,FI",
         "guard-operators": "plums",
         "middles": name,
+        "middle-countries": "NL",
+        "middle-operators": "figs",
         "exclude": name,
         "exclude-countries": "XX",
         "exclude-operators": "0x" + "CD" * 20,
