@@ -188,7 +188,8 @@ class _Choice:
 
         found = selection.draw(works, moment.rng)
         if found is not None:
-            return found, f"drawn by weight from {len(selection.entries)} exits that fit"
+            part = selection.share(found)
+            return found, f"drawn by weight from {len(selection.entries)} exits that fit, its part {part:.2%}"
         found = selection.draw(fits, moment.rng)
         if found is not None:
             return found, "drawn from exits that failed lately; there is no other"

@@ -102,6 +102,12 @@ class Selection:
             self._by_id = {entry.candidate.node_id: entry for entry in self.entries}
         return self._by_id
 
+    def share(self, entry: Entry) -> float:
+        """Return one entry's part (0 to 1) of the whole weight."""
+        index = self.entries.index(entry)
+        below = self._cumulative[index - 1] if index else 0.0
+        return (self._cumulative[index] - below) / self._cumulative[-1]
+
     def shares(self) -> Iterator[tuple[Entry, float]]:
         """Yield each entry with its part (0 to 1) of the whole weight: how likely it is to be drawn."""
         below = 0.0

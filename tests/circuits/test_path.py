@@ -69,6 +69,9 @@ def test_every_number_of_hops(hops):
     expected = [*[Position.GUARD, Position.MIDDLE, Position.MIDDLE][: hops - 1], Position.EXIT]
     assert [hop.position for hop in path.hops] == expected
     assert all(hop.reason for hop in path.hops)
+    assert path.hops[-1].reason == "drawn by weight from 2 exits that fit, its part 50.00%"
+    assert path.hops[-1].steps[0].left == 8
+    assert path.hops[-1].steps[-1].left == 2
     assert [h.node_id for h in path.build_hops()] == list(path.node_ids)
     assert path.price_wei_per_packet == price_chain([100] * hops)[0][0]
 
