@@ -3,8 +3,8 @@
     .venv/bin/python bench/relay_alone.py [--hops 3] [--seconds 3]
 
 Client, relays and exit are native engines on real links of the loopback; each has a thread of its own, whose
-CPU time the kernel counts. Packets come from and go to pairs of sockets in place of TUNs. "packets per second and
-core" is what the relay's thread would carry if it had a core for itself.
+CPU time the kernel counts. Packets come from and go to pairs of sockets in place of TUNs. "packets per second
+and core" is what the relay's thread would carry if it had a core for itself.
 """
 
 from __future__ import annotations

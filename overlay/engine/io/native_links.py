@@ -454,7 +454,7 @@ async def open_native_links(
     limits: LinkLimits | None = None,
     role: Role = "relay",
     alpn: str = ALPN,
-    controller: str = "cubic",
+    controller: str = "bbr",
 ) -> AsyncIterator[NativeEndpoint]:
     """Bind sockets and run the native engine's thread until the block is left, which closes all links.
 
