@@ -15,6 +15,7 @@ import click
 from overlay.cli.manual import ManualCommand
 from overlay.cli.money import NOTES_ACCOUNT, ask_wallet, money, show_json
 from overlay.cli.options import Common, common_options, json_option
+from overlay.cli.wallet import MAX_LINES
 from payments.pricing import format_coin
 
 _DAY_S = 86400
@@ -192,8 +193,10 @@ def redeem(common: Common, as_json: bool, dry_run: bool) -> None:
         click.echo("There is nothing to claim.")
     elif not dry_run:
         click.echo("Nothing was claimed: no purse owes more than the gas of claiming it.")
-    for row in waiting:
+    for row in waiting[:MAX_LINES]:
         click.echo(f"  {row['payer']}  {money(row['unclaimed_wei'], coin)} not claimed")
+    if len(waiting) > MAX_LINES:
+        click.echo(f"  and {len(waiting) - MAX_LINES} that owe less (--json lists them)")
 
 
 def _date(day: int) -> str:

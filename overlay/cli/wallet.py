@@ -25,6 +25,9 @@ from overlay.errors import ConfigError
 from payments.errors import KeyFileError
 from payments.keys import checksum_address
 
+MAX_LINES = 20
+"""Purses that are listed for a person; those that owe most come first."""
+
 
 @click.command(
     cls=LazyGroup,
@@ -104,9 +107,11 @@ def describe_wallet(answer: dict[str, Any]) -> list[str]:
     if answer["paying_us"]:
         lines += ["", "purses that pay it"]
         lines.append(f"  {'payer':<42}  {'earned':>16}  {'claimed':>16}  {'unclaimed':>16}")
-        for row in answer["paying_us"]:
+        for row in answer["paying_us"][:MAX_LINES]:
             amounts = (money(row[f"{name}_wei"], coin) for name in ("worth", "claimed", "unclaimed"))
             lines.append(f"  {row['payer']}  " + "  ".join(f"{amount:>16}" for amount in amounts))
+        if len(answer["paying_us"]) > MAX_LINES:
+            lines.append(f"  and {len(answer['paying_us']) - MAX_LINES} that owe less (--json lists them)")
     return lines
 
 

@@ -84,8 +84,12 @@ class Rpc:
         if self._client is None:
             import httpx
 
+            # Not through a proxy of the environment: it may well be the one that this very process offers.
             self._client = httpx.AsyncClient(
-                timeout=None, follow_redirects=False, limits=httpx.Limits(max_connections=8)
+                timeout=None,
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=8),
+                trust_env=False,
             )
         return self
 
