@@ -27,9 +27,11 @@ def make(number, uso):
     return tun
 sizes = [0, 0]
 def carry(source, target, uso):
-    # What one end of a circuit reads is cut into plain packets, what the other one writes is joined again.
-    packets = [packet for raw in source.read_batch() for packet in testing.to_packets(raw)]
-    writes = testing.join(packets, True, uso)
+    # What one end of a circuit reads is cut into plain packets or not, what the other one writes is joined again.
+    raws = source.read_batch()
+    packets = [bytes(10) + packet for raw in raws for packet in testing.to_packets(raw)]
+    cut = uso or random.random() < 0.5
+    writes = testing.join(packets if cut else raws, True, uso)
     sizes[0] += len(packets)
     sizes[1] += len(writes)
     for raw in writes:

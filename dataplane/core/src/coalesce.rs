@@ -1,15 +1,19 @@
 //! Joins packets of one flow into super-packets for a TUN with offloads: the inverse of `segment`.
 //!
-//! Two packets are joined only if cutting the result gives exactly their bytes again: same headers but for
-//! lengths, sequence number, checksums and the identification, which counts up; the same size but for the last;
-//! no PSH but on the last, no CWR; all checksums right, because the kernel will make new ones. Packets of one
-//! flow keep their order; flows may overtake each other within a batch.
+//! Packets, plain or super-packets already, are joined only if cutting the result gives exactly the bytes of their
+//! segments again: same headers but for lengths, sequence number, checksums and the identification, which counts up;
+//! the same size but for the last; no PSH but on the last, no CWR; finished checksums right, because the kernel will
+//! make new ones. Packets of one flow keep their order; flows may overtake each other within a batch.
 
 use crate::ip::{self, tcp_flag, Sum, TCP, UDP};
-use crate::vnet::{Header, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADER_BYTES, NEEDS_CSUM, PLAIN};
+use crate::vnet::{Header, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADER_BYTES, NEEDS_CSUM};
 
 /// Flows that are joined at the same time; more only cost writes.
-const FLOWS: usize = 8;
+const FLOWS: usize = 64;
+/// A packet of this size is worth a write of its own, and not a copy.
+const LARGE_BYTES: usize = 24 * 1024;
+/// Buffers that wait to be used again.
+const SPARES: usize = 16;
 /// Linux' UDP_MAX_SEGMENTS; for TCP as well it is enough to save the writes.
 const SEGMENTS: usize = 64;
 const MAX_PACKET_BYTES: usize = 65_535;
@@ -26,11 +30,15 @@ struct Shape {
 
 /// A packet, or several of one flow, that wait for the next.
 struct Pending {
+    key: u64,
+    /// What stands before the packet as long as it is the only one.
+    header: [u8; HEADER_BYTES],
     packet: Vec<u8>,
     shape: Shape,
     /// Payload of each segment but the last.
     size: usize,
-    count: usize,
+    segments: usize,
+    is_joined: bool,
 }
 
 /// See the module.
@@ -81,10 +89,23 @@ fn put(packet: &mut [u8], at: usize, value: u16) {
     packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Whether IPv4 header and transport checksums are right, and there is one.
-fn has_right_sums(packet: &[u8], shape: Shape) -> bool {
+/// A number that packets of one flow share, and few others.
+fn key_of(packet: &[u8], shape: Shape) -> u64 {
+    let start = shape.start;
+    let ports = u64::from(word(packet, start)) << 16 | u64::from(word(packet, start + 2));
+    let ends = addresses(packet).chunks_exact(4).fold(u64::from(shape.is_tcp), |key, part| {
+        key.rotate_left(13) ^ u64::from(u32::from_ne_bytes([part[0], part[1], part[2], part[3]]))
+    });
+    (ends.rotate_left(32) ^ ports).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Whether the IPv4 header's checksum is right, and the transport's unless it is left to the kernel.
+fn has_right_sums(packet: &[u8], shape: Shape, is_partial: bool) -> bool {
     if packet[0] >> 4 == 4 && Sum::default().bytes(&packet[..20]).folded() != 0xffff {
         return false;
+    }
+    if is_partial {
+        return true;
     }
     if !shape.is_tcp && word(packet, shape.start + 6) == 0 {
         return false;
@@ -105,23 +126,24 @@ impl Pending {
             && self.packet[shape.start..shape.start + 4] == packet[shape.start..shape.start + 4]
     }
 
-    /// Whether `packet`, of the same flow, continues this one.
-    fn may_take(&self, packet: &[u8], shape: Shape) -> bool {
+    /// Whether `packet`, of the same flow and with segments of `size`, continues this one.
+    fn may_take(&self, packet: &[u8], shape: Shape, size: usize, segments: usize) -> bool {
         let (mine, start) = (&self.packet, shape.start);
         let payload = packet.len() - shape.payload_at;
         if self.shape.payload_at != shape.payload_at
             || payload == 0
-            || payload > self.size
-            || self.count == SEGMENTS
+            || size > self.size
+            || (size < self.size && segments > 1)
+            || self.segments + segments > SEGMENTS
             || mine.len() + payload > MAX_PACKET_BYTES
-            || mine.len() - shape.payload_at != self.size * self.count
+            || mine.len() - shape.payload_at != self.size * self.segments
         {
             return false;
         }
         let has_same_network = if mine[0] >> 4 == 4 {
             mine[..2] == packet[..2]
                 && mine[6..10] == packet[6..10]
-                && word(packet, 4) == word(mine, 4).wrapping_add(self.count as u16)
+                && word(packet, 4) == word(mine, 4).wrapping_add(self.segments as u16)
         } else {
             mine[..4] == packet[..4] && mine[6..8] == packet[6..8]
         };
@@ -133,13 +155,18 @@ impl Pending {
             && mine[start + 13] == flags & !tcp_flag::PSH
             && mine[start + 14..start + 16] == packet[start + 14..start + 16]
             && mine[start + 18..shape.payload_at] == packet[start + 18..shape.payload_at]
-            && sequence(packet, start) == sequence(mine, start).wrapping_add((self.size * self.count) as u32)
+            && sequence(packet, start)
+                == sequence(mine, start).wrapping_add((self.size * self.segments) as u32)
+    }
+
+    fn is_partial(&self) -> bool {
+        self.header[0] & NEEDS_CSUM != 0
     }
 
     /// Write it out as one packet or one super-packet.
     fn write(&mut self, out: Out<'_>) {
-        if self.count == 1 {
-            out(&PLAIN, &self.packet);
+        if !self.is_joined {
+            out(&self.header, &self.packet);
             return;
         }
         let Shape { is_tcp, start, payload_at } = self.shape;
@@ -178,66 +205,89 @@ impl Pending {
 }
 
 impl Coalescer {
-    /// Whether anything is joined at all.
-    pub fn is_on(&self) -> bool {
-        self.tcp || self.udp
-    }
-
-    /// Take one whole packet with finished checksums; it goes to `out` now or in a later call.
-    pub fn offer(&mut self, packet: &[u8], out: Out<'_>) {
+    /// Take one packet, checked against its header (`vnet::is_valid`) or plain; it goes to `out` now or in a later
+    /// call.
+    pub fn offer(&mut self, raw: &[u8; HEADER_BYTES], packet: &[u8], out: Out<'_>) {
+        if !self.tcp && !self.udp {
+            return out(raw, packet);
+        }
         let Some(shape) = shape_of(packet) else {
             // It may belong to any flow, as a fragment does.
             self.flush(out);
-            return out(&PLAIN, packet);
+            return out(raw, packet);
         };
         if !(if shape.is_tcp { self.tcp } else { self.udp }) {
-            return out(&PLAIN, packet);
+            return out(raw, packet);
         }
+        let header = Header::decode(raw);
+        let is_partial = header.flags & NEEDS_CSUM != 0;
+        let payload = packet.len() - shape.payload_at;
+        let is_super = header.gso_type != 0;
+        let size = if is_super { usize::from(header.gso_size) } else { payload };
+        let segments = payload.div_ceil(size.max(1));
         let flags = if shape.is_tcp { packet[shape.start + 13] } else { tcp_flag::ACK };
-        let is_last = flags & tcp_flag::PSH != 0;
-        if let Some(place) = self.pending.iter().position(|pending| pending.is_flow_of(packet, shape)) {
+        let is_last = flags & tcp_flag::PSH != 0 || payload < size * segments;
+        // Of super-packets only the usual kinds of TCP: no ECN type, whose CWR is the first segment's alone.
+        let is_known = !is_super || matches!((shape.is_tcp, header.gso_type), (true, GSO_TCPV4 | GSO_TCPV6));
+        let key = key_of(packet, shape);
+        let known =
+            self.pending.iter().position(|pending| pending.key == key && pending.is_flow_of(packet, shape));
+        if let Some(place) = known {
             let pending = &mut self.pending[place];
-            if pending.may_take(packet, shape)
-                && (pending.count > 1 || has_right_sums(&pending.packet, shape))
-                && has_right_sums(packet, shape)
+            if is_known
+                && pending.may_take(packet, shape, size, segments)
+                && (pending.is_joined || has_right_sums(&pending.packet, shape, pending.is_partial()))
+                && has_right_sums(packet, shape, is_partial)
             {
-                let payload = &packet[shape.payload_at..];
-                pending.packet.extend_from_slice(payload);
-                pending.count += 1;
+                pending.packet.extend_from_slice(&packet[shape.payload_at..]);
+                pending.segments += segments;
+                pending.is_joined = true;
                 if shape.is_tcp {
                     pending.packet[shape.start + 13] = flags;
                 }
-                if is_last || payload.len() < pending.size {
+                if is_last || size < pending.size || pending.packet.len() >= MAX_PACKET_BYTES - pending.size {
                     self.write(place, out);
                 }
                 return;
             }
             self.write(place, out);
         }
-        let size = packet.len() - shape.payload_at;
         // Neither a control packet nor one that wants to be seen at once is kept waiting.
-        if flags & !tcp_flag::ECE != tcp_flag::ACK || size == 0 {
-            return out(&PLAIN, packet);
+        if !is_known
+            || is_last
+            || payload == 0
+            || packet.len() >= LARGE_BYTES
+            || flags & !tcp_flag::ECE != tcp_flag::ACK
+        {
+            return out(raw, packet);
         }
         if self.pending.len() == FLOWS {
             self.write(0, out);
         }
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.extend_from_slice(packet);
-        self.pending.push(Pending { packet: kept, shape, size, count: 1 });
+        let header = *raw;
+        self.pending.push(Pending { key, header, packet: kept, shape, size, segments, is_joined: false });
     }
 
     /// Write out all that waits.
     pub fn flush(&mut self, out: Out<'_>) {
-        while !self.pending.is_empty() {
-            self.write(0, out);
+        for mut pending in self.pending.drain(..) {
+            pending.write(out);
+            keep(&mut self.spare, pending.packet);
         }
     }
 
     fn write(&mut self, place: usize, out: Out<'_>) {
         let mut pending = self.pending.remove(place);
         pending.write(out);
-        pending.packet.clear();
-        self.spare.push(pending.packet);
+        keep(&mut self.spare, pending.packet);
+    }
+}
+
+fn keep(spare: &mut Vec<Vec<u8>>, mut buffer: Vec<u8>) {
+    if spare.len() < SPARES {
+        buffer.clear();
+        spare.push(buffer);
     }
 }

@@ -63,10 +63,11 @@ impl Core {
     /// address (a client), else of their destination (an exit).
     pub fn attach_tun(&mut self, has_offload: bool, by_source: bool) {
         self.shared.tun = Some(Tun { has_offload, by_source });
+        self.join_packets(has_offload, false);
     }
 
-    /// Join packets of one flow for a TUN with offloads (`coalesce`): TCP, and UDP if the TUN has USO. They then
-    /// reach the TUN with the `pump` that ends their batch at the latest.
+    /// Whether packets of one flow are joined for a TUN with offloads (`coalesce`): TCP, as is usual, and UDP if
+    /// the TUN has USO. They reach the TUN with the `pump` that ends their batch at the latest.
     pub fn join_packets(&mut self, tcp: bool, udp: bool) {
         self.shared.coalescer.tcp = tcp;
         self.shared.coalescer.udp = udp;

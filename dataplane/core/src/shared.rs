@@ -199,8 +199,10 @@ impl Arena {
     }
 }
 
-/// How many buffers of whole trains wait to be used again.
+/// How many buffers of trains wait to be used again.
 const SPARE_TRAINS: usize = 16;
+/// Smaller ones are not worth it, and must not lie in large buffers.
+const SPARE_FROM_BYTES: usize = 16 * 1024;
 
 /// See the module.
 pub(crate) struct Shared {
@@ -301,15 +303,16 @@ impl Shared {
 
     /// An empty buffer with room for `size` bytes.
     pub fn train_buffer(&mut self, size: usize) -> BytesMut {
-        match self.spare.pop() {
-            Some(buffer) if buffer.capacity() >= size => buffer,
-            _ => BytesMut::with_capacity(size),
+        if size >= SPARE_FROM_BYTES && self.spare.last().is_some_and(|spare| spare.capacity() >= size) {
+            self.spare.pop().unwrap_or_default()
+        } else {
+            BytesMut::with_capacity(size)
         }
     }
 
     /// Keep a train's buffer for the next one.
     pub fn give_back(&mut self, mut buffer: BytesMut) {
-        if self.spare.len() < SPARE_TRAINS {
+        if self.spare.len() < SPARE_TRAINS && buffer.capacity() >= SPARE_FROM_BYTES {
             buffer.clear();
             self.spare.push(buffer);
         }
@@ -321,11 +324,9 @@ impl Shared {
         let mut refused = 0;
         let write =
             &mut |header: &[u8; 10], packet: &[u8]| refused += u64::from(!d.tun_write(header, packet));
-        if *header == vnet::PLAIN && has_offload && self.coalescer.is_on() {
-            self.coalescer.offer(packet, write);
-        } else if has_offload || *header == vnet::PLAIN {
-            // What waits of the same flow goes first.
-            self.coalescer.flush(write);
+        if has_offload {
+            self.coalescer.offer(header, packet, write);
+        } else if *header == vnet::PLAIN {
             write(header, packet);
         } else {
             let mut scratch = Vec::new();

@@ -25,7 +25,7 @@ fn joined(packets: &[Vec<u8>], flush_each: usize) -> (usize, Vec<Vec<u8>>) {
         to_packets(&header, packet, &mut Vec::new(), &mut |piece| cut.push(piece.to_vec()));
     };
     for (number, packet) in packets.iter().enumerate() {
-        coalescer.offer(packet, &mut out);
+        coalescer.offer(&[0; 10], packet, &mut out);
         if (number + 1) % flush_each == 0 {
             coalescer.flush(&mut out);
         }
@@ -127,6 +127,60 @@ fn a_row_of_segments_is_written_once() {
     let packets = row(443, true, 200, 1200, 1200, 0x10, false);
     let (writes, cut) = joined(&packets, 1000);
     assert_eq!((writes, cut == packets), (4, true));
+}
+
+/// The writes of `packets` joined in groups, as another kernel made super-packets of them.
+fn regrouped(packets: &[Vec<u8>], groups: &[usize]) -> Vec<([u8; 10], Vec<u8>)> {
+    let mut writes = Vec::new();
+    let mut rest = packets;
+    for &group in groups {
+        let (part, following) = rest.split_at(group.min(rest.len()));
+        rest = following;
+        let mut coalescer = Coalescer::default();
+        coalescer.tcp = true;
+        let mut out = |header: &[u8; 10], packet: &[u8]| writes.push((*header, packet.to_vec()));
+        for packet in part {
+            coalescer.offer(&[0; 10], packet, &mut out);
+        }
+        coalescer.flush(&mut out);
+    }
+    writes
+}
+
+#[test]
+fn super_packets_are_joined_as_well() {
+    for v6 in [false, true] {
+        let packets = row(443, true, 30, 1200, 900, 0x18, v6);
+        let supers = regrouped(&packets, &[4, 1, 2, 2, 1, 1, 10, 9]);
+        assert!(supers.len() == 8);
+        let mut coalescer = Coalescer::default();
+        coalescer.tcp = true;
+        let (mut writes, mut cut) = (0, Vec::new());
+        let mut out = |header: &[u8; 10], packet: &[u8]| {
+            writes += 1;
+            let parsed = ip::parse(packet).unwrap();
+            let header = Header::decode(header);
+            assert!(hopfare_core::vnet::is_valid(&header, packet, &parsed));
+            to_packets(&header, packet, &mut Vec::new(), &mut |piece| cut.push(piece.to_vec()));
+        };
+        for (header, packet) in &supers {
+            coalescer.offer(header, packet, &mut out);
+        }
+        coalescer.flush(&mut out);
+        assert!((writes, cut) == (1, packets));
+    }
+    // One that ends short is the last; a large one is not copied.
+    let packets = row(443, true, 9, 1200, 700, 0x10, false);
+    let more = row(443, true, 29, 1200, 1200, 0x10, false);
+    let mut supers = regrouped(&packets, &[9]);
+    supers.extend(regrouped(&more, &[29]));
+    let mut coalescer = Coalescer::default();
+    coalescer.tcp = true;
+    let mut writes = Vec::new();
+    for (header, packet) in &supers {
+        coalescer.offer(header, packet, &mut |header, packet| writes.push((*header, packet.to_vec())));
+    }
+    assert!(writes == supers);
 }
 
 #[test]

@@ -301,15 +301,17 @@ fn to_packets(raw: &[u8]) -> Vec<Vec<u8>> {
     out
 }
 
-/// What is written to a TUN, each behind its virtio_net_hdr, for a batch of whole packets.
+/// What is written to a TUN for a batch of packets; each behind its virtio_net_hdr.
 #[pyfunction]
-fn join(packets: Vec<Vec<u8>>, tcp: bool, udp: bool) -> Vec<Vec<u8>> {
+fn join(raws: Vec<Vec<u8>>, tcp: bool, udp: bool) -> Vec<Vec<u8>> {
     let mut coalescer = hopfare_core::coalesce::Coalescer::default();
     (coalescer.tcp, coalescer.udp) = (tcp, udp);
     let mut written = Vec::new();
     let out = &mut |header: &[u8; 10], packet: &[u8]| written.push([&header[..], packet].concat());
-    for packet in &packets {
-        coalescer.offer(packet, out);
+    for raw in &raws {
+        if let Some((header, packet)) = raw.split_first_chunk() {
+            coalescer.offer(header, packet, out);
+        }
     }
     coalescer.flush(out);
     written
@@ -523,6 +525,10 @@ impl Core {
 
     fn attach_tun(&mut self, has_offload: bool, by_source: bool) {
         self.core.attach_tun(has_offload, by_source);
+    }
+
+    fn join_packets(&mut self, tcp: bool, udp: bool) {
+        self.core.join_packets(tcp, udp);
     }
 
     fn set_policy(&mut self, policy: PolicyTuple) {

@@ -136,31 +136,41 @@ pub fn packet(data: &[u8]) {
     }
 }
 
-/// Packets one after the other, each behind its length, into a coalescer: as many come out again, in as many bytes.
+/// Packets one after the other, each behind its length and with or without a header, into a coalescer: their
+/// segments come out again.
 pub fn join(data: &[u8]) {
     let mut coalescer = Coalescer::default();
     (coalescer.tcp, coalescer.udp) = (true, true);
-    let (mut count, mut bytes) = (0, 0);
-    let mut out = |header: &[u8; 10], packet: &[u8]| {
+    let mut joined = (0, 0);
+    let mut offered = (0, 0);
+    let cut = |total: &mut (usize, usize), header: &[u8; 10], packet: &[u8]| {
         let header = vnet::Header::decode(header);
-        assert!(packet.len() <= 65_535);
         segment::to_packets(&header, packet, &mut Vec::new(), &mut |piece| {
-            count += 1;
-            bytes += piece.len();
+            *total = (total.0 + 1, total.1 + piece.len());
         });
     };
-    let (mut rest, mut offered, mut offered_bytes) = (data, 0, 0);
+    let mut out = |header: &[u8; 10], packet: &[u8]| {
+        assert!(packet.len() <= 65_535);
+        cut(&mut joined, header, packet);
+    };
+    let mut rest = data;
     while let Some((&size, following)) = rest.split_first() {
-        let (packet, following) = following.split_at(following.len().min(usize::from(size)));
+        let (part, following) = following.split_at(following.len().min(usize::from(size)));
         rest = following;
-        if packet.len() >= 20 {
-            coalescer.offer(packet, &mut out);
-            offered += 1;
-            offered_bytes += packet.len();
+        let (header, packet) = match part.split_first_chunk() {
+            Some((header, packet)) if size & 1 == 1 => (*header, packet),
+            _ => ([0; 10], part),
+        };
+        let decoded = vnet::Header::decode(&header);
+        let is_good = header == [0; 10]
+            || ip::parse(packet).is_some_and(|parsed| vnet::is_valid(&decoded, packet, &parsed));
+        if packet.len() >= 20 && is_good {
+            cut(&mut offered, &header, packet);
+            coalescer.offer(&header, packet, &mut out);
         }
     }
     coalescer.flush(&mut out);
-    assert_eq!((count, bytes), (offered, offered_bytes));
+    assert_eq!(joined, offered);
 }
 
 /// Bytes in place of packets, and packets with a byte changed, at every kind of hop.
