@@ -27,7 +27,7 @@ def make(number, uso):
     return tun
 sizes = [0, 0]
 def carry(source, target, uso):
-    # What one end of a circuit reads is cut into plain packets or not, what the other one writes is joined again.
+    # What one end of a circuit reads is cut or not, what the other one writes is joined again.
     raws = source.read_batch()
     packets = [bytes(10) + packet for raw in raws for packet in testing.to_packets(raw)]
     cut = uso or random.random() < 0.5
