@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from chain_world import ETHER, ChainWorld
 
 from overlay.cli.main import main
 from overlay.config.io.load import load_config
 from overlay.descriptor import Address
 from overlay.errors import ConfigError
+from overlay.gossip.roots import Member, RootList
 from overlay.identity import Identity
-from overlay.node.io.root_sources import REGISTRY_FILE, RegistrySource, SeedListSource, make_source
+from overlay.node.io.root_sources import HOLD_S, REGISTRY_FILE, RegistrySource, SeedListSource, make_source
 from overlay.node.io.stake import join_params
 from payments.io import keystore
 from payments.io.chain.devchain import advance_time
@@ -146,3 +148,21 @@ def test_the_configuration_says_which_root_list_counts(home):
     assert isinstance(make_source(listed), SeedListSource)
     without = replace(config, payments=replace(config.payments, registry=b""))
     assert isinstance(make_source(without), SeedListSource)
+
+
+def test_a_list_that_lost_most_of_its_members_waits(home):
+    def roots_of(count):
+        return RootList([Member(bytes([number]) * 32, b"", 0, ()) for number in range(count)])
+
+    async def look():
+        source = RegistrySource(load_config(home / "hopfare.toml"))
+        source._given = 20
+        assert not source._is_held(roots_of(10))
+        assert source._is_held(roots_of(9))
+        assert "instead of 20" in source.problem
+        await trio.sleep(HOLD_S + 1)
+        assert not source._is_held(roots_of(9)), "they have left indeed"
+        source._given = 5
+        assert not source._is_held(roots_of(1))
+
+    trio.run(look, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -29,6 +29,9 @@ POLL_S = 2.0
 MAX_POLL_S = 12.0
 """Between two looks at the chain: about a block, whatever a block's time is there."""
 FIRST_POLL_S = 10.0
+HOLD_S = 600.0
+SMALL_LIST = 8
+"""A list of fewer may well lose half of them."""
 REGISTRY_FILE = "registry"
 MAX_REGISTRY_BYTES = 2 * MAX_INDEX_BYTES
 
@@ -95,6 +98,9 @@ class RegistrySource:
         self._index = RegistryIndex(payments.chain_id, payments.registry)
         self._disk_problem = ""
         self._chain_problem = ""
+        self._given = 0
+        """Members of the list in use."""
+        self._held_since: float | None = None
 
     @property
     def problem(self) -> str:
@@ -109,7 +115,9 @@ class RegistrySource:
                 with trio.move_on_after(FIRST_POLL_S):
                     await self._poll(follower)
             await self._save()
-        return self._listings.root_list(self._index.listings.values())
+        roots = self._listings.root_list(self._index.listings.values())
+        self._given = len(roots)
+        return roots
 
     async def run(self, changed: Callable[[RootList], None]) -> None:
         """Follow the registry until cancelled."""
@@ -117,16 +125,36 @@ class RegistrySource:
             poll_s = POLL_S
             while True:
                 before = self._index.tip
-                if await self._poll(follower):
+                is_changed = await self._poll(follower)
+                if is_changed or self._held_since is not None:
                     roots = self._listings.root_list(self._index.listings.values())
-                    if self._listings.refused:
+                    if self._listings.refused and is_changed:
                         log.info("registry entries ignored", count=self._listings.refused)
-                    changed(roots)
-                    await self._save()
+                    if not self._is_held(roots):
+                        self._given = len(roots)
+                        changed(roots)
+                        await self._save()
                 # Twice as long after a look that found no new block, half as long after one that did.
                 poll_s = poll_s * 2 if self._index.tip == before else poll_s / 2
                 poll_s = min(max(poll_s, POLL_S), MAX_POLL_S)
                 await trio.sleep(poll_s)
+
+    def _is_held(self, roots: RootList) -> bool:
+        """Whether a list that lost most of its members waits, in case an endpoint lies or is broken."""
+        if self._given < SMALL_LIST or 2 * len(roots) >= self._given:
+            self._held_since = None
+            return False
+        if self._held_since is None:
+            self._held_since = trio.current_time()
+            log.warning("the registry lost most of its relays", members=len(roots), before=self._given)
+        self._chain_problem = (
+            f"the registry has {len(roots)} relays instead of {self._given}: the old list is used for ten "
+            "minutes, in case an endpoint (payments.rpc) is wrong"
+        )
+        if trio.current_time() < self._held_since + HOLD_S:
+            return True
+        self._held_since, self._chain_problem = None, ""
+        return False
 
     @asynccontextmanager
     async def _follow(self) -> AsyncIterator[RegistryFollower]:
