@@ -396,7 +396,7 @@ class Link:
         if inbox.connected:
             self._connected(now)
         streams = inbox.streams
-        if streams or inbox.resets or inbox.stops:
+        if CONTROL_STREAM in streams or inbox.resets or inbox.stops:
             self._control(inbox, now)
         if inbox.datagrams and self.end is None:
             self._datagrams(inbox.datagrams)

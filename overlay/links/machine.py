@@ -198,8 +198,10 @@ class LinkMachine:
             return None
         if self.state is not State.UP:
             return self._deadline
-        times = [time for time in (self._next_ping, self._answer_by) if time is not None]
-        return min(times) if times else None
+        ping, answer = self._next_ping, self._answer_by
+        if ping is None or answer is None:
+            return answer if ping is None else ping
+        return min(ping, answer)
 
     def end(self) -> None:
         """The link was ended from outside."""
