@@ -183,8 +183,16 @@ class _Demo:
         with contextlib.suppress(ValueError):
             hopfare = str(Path(hopfare).relative_to(Path.cwd()))
         if not self._options.once:
-            config = str(client.config_path)
-            self._say(*view.next_steps(self._socks, hopfare, config, real_internet=self._joined))
+            guard = next(node for node in world.relays if node.name == self._path[0].name)
+            self._say(
+                *view.next_steps(
+                    self._socks,
+                    hopfare,
+                    str(client.config_path),
+                    real_internet=self._joined,
+                    relay_config=str(guard.config_path) if world.money is not None else "",
+                )
+            )
 
     def _settle(self, world: World, client: Node) -> None:
         """Have all relays claim what they earned, and show that no money was made or lost."""

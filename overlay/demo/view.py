@@ -89,8 +89,10 @@ def timings(page: Fetched, big: Fetched) -> list[str]:
     ]
 
 
-def next_steps(socks: tuple[str, int], hopfare: str, config: str, *, real_internet: bool) -> list[str]:
-    """What to type next."""
+def next_steps(
+    socks: tuple[str, int], hopfare: str, config: str, *, real_internet: bool, relay_config: str = ""
+) -> list[str]:
+    """What to type next; `relay_config` is that of a relay which earns money, if there is one."""
     proxy = f"{socks[0]}:{socks[1]}"
     lines = [
         "in another terminal",
@@ -113,6 +115,12 @@ def next_steps(socks: tuple[str, int], hopfare: str, config: str, *, real_intern
         f"  {hopfare} set exit-country CH",
         f"  {hopfare} exec -- curl http://www.demo.test/ip",
     ]
+    if relay_config:
+        lines += [
+            f"  {hopfare} wallet",
+            f"  {hopfare} earnings --config {relay_config}",
+            f'  {hopfare} pricing set "0.2 per GB" --config {relay_config}',
+        ]
     return lines
 
 

@@ -87,6 +87,11 @@ def test_the_live_picture_has_every_relay_and_circuit() -> None:
     assert "the client does not answer" in text
 
 
+def test_next_steps_with_money_look_at_wallet_and_earnings() -> None:
+    lines = view.next_steps(("::1", 1), "h", "c", real_internet=False, relay_config="/r")
+    assert "  h wallet" in lines and "  h earnings --config /r" in lines
+
+
 def test_next_steps_name_the_port() -> None:
     lines = view.next_steps(("127.0.0.1", 1234), "hopfare", "/tmp/x.toml", real_internet=True)
     assert any("--socks5-hostname 127.0.0.1:1234" in line for line in lines)
