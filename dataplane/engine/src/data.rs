@@ -342,7 +342,6 @@ impl DataThread {
             Command::SetPolicy(policy) => self.core.set_policy(*policy),
             Command::AttachTun(tun) => {
                 self.core.attach_tun(tun.has_offload, tun.by_source);
-                self.core.join_packets(tun.has_offload, false);
                 self.net.tun = Some(tun);
             }
             Command::Expire => {

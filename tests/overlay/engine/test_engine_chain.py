@@ -1,6 +1,7 @@
 """Circuits over real links through engines of both kinds, each kind at each place of the path."""
 
 import os
+from pathlib import Path
 
 import pytest
 import trio
@@ -302,3 +303,46 @@ async def test_a_meter_shows_the_native_engine_s_figures():
         assert meter.affordable_packets(3) == 1 << 62
         with pytest.raises(RuntimeError):
             meter.charge(1, 1)
+
+
+@pytest.mark.parametrize("kinds", [(kind,) * 4 for kind in KINDS], ids="-".join)
+async def test_a_node_that_is_told_to_stop_under_full_load_stops(kinds):
+    """As on Ctrl-C: everything is cancelled while packets flow in both directions."""
+    packets = [tcp4(CLIENT.v4, OUT, 80, b"x" * 1300, n) for n in range(64)]
+    answers = [tcp4(OUT, CLIENT.v4, 80, b"y" * 1300, n) for n in range(64)]
+    carried = 0
+    with trio.fail_after(60), trio.CancelScope() as scope:
+        async with open_chain(kinds) as chain, trio.open_nursery() as nursery:
+            chain.add_circuit()
+
+            async def fill(node, what):
+                while True:
+                    await send(node, what)
+
+            nursery.start_soon(fill, chain.nodes[0], packets)
+            nursery.start_soon(fill, chain.nodes[-1], answers)
+            while carried < 2000:
+                await trio.sleep(0.01)
+                carried += len(chain.nodes[0].read_tun()) + len(chain.nodes[-1].read_tun())
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert carried >= 2000
+    threads = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert "hopfare-data" not in threads
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native engine is not installed")
+async def test_memory_stays_flat_while_circuits_come_and_go():
+    async with open_chain(("native",) * 3) as chain:
+        client, relay, leave = chain.nodes
+        for n in range(1, 200):
+            flow = chain.add_circuit(n)
+            await send(client, [tcp4(CLIENT.v4, OUT, 80, bytes([n]) * 1300)])
+            await receive(chain, leave, 1)
+            client.engine.drop(flow)
+            relay.engine.drop(chain.relays[0])
+            leave.engine.drop(chain.exit)
+        await chain.until(lambda: relay.engine.budget.used_bytes == 0)
+        assert relay.engine._flows == {} and client.engine._flows == {}
+        near, far = chain.links[0][1], chain.links[1][0]
+        assert not any(relay.engine.circuit_id_in_use(link, n) for link in (near, far) for n in range(1, 200))
