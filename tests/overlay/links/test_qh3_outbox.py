@@ -127,7 +127,7 @@ def _load(pair, count, frames, seconds):
     return longest
 
 
-@pytest.mark.parametrize("backends", PAIRS, ids=PAIR_IDS)
+@pytest.mark.parametrize("backends", PAIRS[:3], ids=PAIR_IDS[:3])
 @pytest.mark.parametrize(
     ("count", "frames", "loss"),
     [(20, 0, 0.0), (20, 0, 0.02), (1, 4, 0.02), (4, 4, 0.01), (0, 4, 0.01)],
