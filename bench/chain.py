@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import emulate
 import load
+import udp
 
-from overlay.demo import kernel
+from overlay.demo import fleet, kernel
 from overlay.demo.box import LabError, Process, wait_until
-from overlay.demo.fleet import Node
+from overlay.demo.fleet import PORT, Node
 from overlay.demo.lab import CLIENT, INTERNET
 from overlay.demo.names import WWW_V4
+from overlay.demo.toml import Settings
 from overlay.demo.world import World
 from overlay.errors import OverlayError
 
@@ -36,29 +39,65 @@ Say = Callable[[str], None]
 class Chain:
     """A running chain with one client. Context manager."""
 
-    def __init__(self, backend: str, hops: int, *, client: Mapping[str, Any] | None = None) -> None:
-        """Plan it: `hops` relays, the last one an exit; `client` are more settings of the client."""
+    def __init__(
+        self,
+        backend: str,
+        hops: int,
+        *,
+        client: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Settings] | None = None,
+        controller: str | None = None,
+        emulated: str | None = None,
+    ) -> None:
+        """Plan it: `hops` relays, the last one an exit; `client` are more settings of the client, `overrides`
+        of relays by name. `controller` is the congestion control of all nodes (native engine only);
+        the relay `emulated` is reached through an emulated link (from the port it
+        advertises to the one after).
+        """
         self.backend = backend
         self.hops = hops
-        self.world = World(relays=hops, exits=1, quic=backend, internet=False)
+        self.controller = controller
+        self.world = World(relays=hops, exits=1, quic=backend, internet=False, overrides=overrides)
         self._client_settings = {
             "client": {"hops": hops, "circuits_ready": 1, "rotation": "1d", **(client or {})}
         }
+        self._emulated = emulated
+        self.emulator: emulate.Emulator | None = None
         self._holders: dict[str, Process] = {}
         self.client: Node
 
     def __enter__(self) -> Chain:
-        self.world.open()
-        try:
-            for host in (CLIENT, INTERNET):
-                self._holders[host] = self.world.lab.spawn(host, ["sleep", "infinity"], log=f"holder-{host}")
-            self.client = self.world.fleet.client(self._client_settings)
-        except BaseException:
-            self.world.close()
-            raise
+        with _controlled_by(self.controller):
+            self._open()
         return self
 
+    def _open(self) -> None:
+        self.world.open(start=False)
+        try:
+            for host in filter(None, (CLIENT, INTERNET, self._emulated)):
+                self._hold(host)
+            if self._emulated is not None:
+                address = self.world.lab.hosts[self._emulated].ipv4
+                with self.inside(self._emulated):
+                    self.emulator = emulate.Emulator(f"{address}:{PORT}", f"{address}:{PORT + 1}")
+                    self.emulator.__enter__()
+            # Only now: a relay that finds no answer waits before it tries again.
+            self.world.fleet.start()
+            self.client = self.world.fleet.client(self._client_settings)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _hold(self, host: str) -> None:
+        """Have a process in a host's namespace, by which that is entered."""
+        holder = self._holders[host] = self.world.lab.spawn(host, ["sleep", "infinity"], log=f"holder-{host}")
+        # It is there once it has become the program; before that it may still be in a namespace of ours.
+        name = Path(f"/proc/{holder.pid}/comm")
+        wait_until(lambda: name.read_text() == "sleep\n", 10, f"a process in {host}")
+
     def __exit__(self, *_: object) -> None:
+        if self.emulator is not None:
+            self.emulator.__exit__()
         self.world.close()
 
     @contextmanager
@@ -98,6 +137,22 @@ class Chain:
         return named
 
 
+@contextmanager
+def _controlled_by(controller: str | None) -> Iterator[None]:
+    """Start nodes with another congestion control, which is no setting: nobody but a benchmark wants it."""
+    plain = fleet._HOPFARE
+    if controller is not None:
+        fleet._HOPFARE = (
+            "from overlay.engine.io import native_links; "
+            "native_links.open_native_links.__wrapped__.__kwdefaults__.update(controller="
+            f"{controller!r}); {plain}"
+        )
+    try:
+        yield
+    finally:
+        fleet._HOPFARE = plain
+
+
 def children(pid: int) -> list[int]:
     """All descendants of a process."""
     found: list[int] = []
@@ -115,22 +170,32 @@ def measure(
     parts: list[str],
     quiet: load.Quiet,
     say: Say,
+    *,
+    idle_s: float = IDLE_S,
+    build_count: int = 50,
 ) -> bool:
     """Fill `result` with all but memory per circuit, on one chain; False if a part could not be measured.
 
-    Raises LabError if there is no chain at all.
+    `parts` are of down, up, req, udp. Raises LabError if there is no chain at all.
     """
     fine = True
     roomy = {"max_circuits": 200}
     with Chain(backend, hops, client=roomy) as chain, chain.target(options["size_mb"]) as target:
         processes = chain.processes()
-        result |= {"backend": backend, "hops": hops, "idle_percent": idle(processes, say)}
+        result |= {"backend": backend, "hops": hops}
+        if idle_s:
+            result["idle_percent"] = idle(processes, say, idle_s)
+        # One by one, so that what fails costs nothing else.
         steps: list[Callable[[], dict[str, Any]]] = [
-            lambda: load.measure(target, SOCKS, processes, dict(options), say, parts, quiet)
+            lambda part=part: load.measure(target, SOCKS, processes, dict(options), say, (part,), quiet)
+            for part in ("down", "up", "req")
+            if part in parts
         ]
         if "req" in parts:
             steps.append(lambda: {"parallel": parallel(target, say)})
-            steps.append(lambda: {"build_ms": builds(chain, target, say)})
+            steps.append(lambda: {"build_ms": builds(chain, target, say, build_count)})
+        if "udp" in parts:
+            steps.append(lambda: {"udp": _udp(chain, processes, say)})
         for step in steps:
             try:
                 with chain.inside(CLIENT):
@@ -143,11 +208,33 @@ def measure(
     return fine
 
 
-def idle(processes: Mapping[str, int], say: Say) -> dict[str, float]:
+def _udp(chain: Chain, processes: Mapping[str, int], say: Say) -> dict[str, Any]:
+    with chain.inside(INTERNET):
+        sink = udp.Sink(WWW_V4).__enter__()
+    try:
+        with chain.inside(CLIENT):
+            return udp.measure(sink, WWW_V4, SOCKS, processes, say)
+    finally:
+        sink.__exit__()
+
+
+def speeds(
+    result: dict[str, Any], backend: str, hops: int, options: Mapping[str, int], quiet: load.Quiet, say: Say
+) -> None:
+    """Fill `result` with the speed of one stream each way, on a chain of its own. Raises as ``measure``."""
+    with Chain(backend, hops) as chain, chain.target(options["size_mb"]) as target, chain.inside(CLIENT):
+        args = (chain.processes(), target.pids)
+        for key, up in (("down_1", False), ("up_1", True)):
+            got = result[key] = load.throughput(target, SOCKS, args, up, 1, min(3, options["reps"]), quiet)
+            speed, cpu = got["MB_per_s"]["median"], got["cpu_s_per_GB"]["median"]
+            say(f"  {hops} hops {key:7} {speed:8.1f} MB/s   {cpu:.2f} CPU s/GB")
+
+
+def idle(processes: Mapping[str, int], say: Say, seconds: float = IDLE_S) -> dict[str, float]:
     """CPU of each process while nothing is carried, in percent of a core."""
     before = {name: _cpu_ns(pid) for name, pid in processes.items()}
     begun = time.monotonic()
-    time.sleep(IDLE_S)
+    time.sleep(seconds)
     wall_ns = (time.monotonic() - begun) * 1e9
     used = {name: round((_cpu_ns(pid) - before[name]) / wall_ns * 100, 3) for name, pid in processes.items()}
     say(f"  idle        worst {max(used.values()):.2f} % of a core")
