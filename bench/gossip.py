@@ -30,7 +30,6 @@ import gossip_net  # noqa: E402
 from overlay.descriptor import Address  # noqa: E402
 from overlay.gossip.limits import GossipLimits  # noqa: E402
 from overlay.gossip.messages import is_gossip  # noqa: E402
-from overlay.gossip.store import short_hash  # noqa: E402
 from overlay.links.io.udp import UdpSocket  # noqa: E402
 from overlay.links.limits import RELAY_FULL_PING_EVERY, LinkLimits  # noqa: E402
 from overlay.logs import configure_logging  # noqa: E402
@@ -100,7 +99,7 @@ def inject(node: object, entry: object) -> None:
     now = trio.current_time()
     gossip = node.discovery.gossip
     node.discovery._do(gossip.load([entry.encoded], now, time.time()))
-    gossip._announce(short_hash(entry.encoded), -1, now)
+    gossip.announce(entry.encoded, now)
     node.discovery._wake.set()
 
 
@@ -152,7 +151,7 @@ def deaths(nodes_count: int, count: int) -> list[Row]:
 
     def alike() -> bool:
         return len({node.store.root for node in alive}) == 1 and not any(
-            node.gossip._wanted for node in alive
+            node.gossip._news.wanted_count for node in alive
         )
 
     net.run(began + 600, stop=every(net, 0.1, alike))
@@ -164,7 +163,7 @@ def deaths(nodes_count: int, count: int) -> list[Row]:
 
 def publish(net: gossip_net.Net, node: gossip_net.Node, entry: object) -> None:
     node.load([entry])
-    node.gossip._announce(short_hash(entry.encoded), -1, net.now)
+    node.gossip.announce(entry.encoded, net.now)
     net.schedule(node)
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
 
 from overlay.errors import DecodeError
 from overlay.gossip.limits import MAX_HAVE, MAX_PAGE_BYTES, MAX_WANT, SHORT_BYTES, GossipLimits
@@ -41,71 +40,26 @@ from overlay.gossip.messages import (
     encode_gossip,
     split_shorts,
 )
+from overlay.gossip.news import News
 from overlay.gossip.roots import RootList
+from overlay.gossip.serving import Server
 from overlay.gossip.store import Store, Verdict, network_of, short_hash
+from overlay.gossip.types import (
+    Changed,
+    Close,
+    GossipCounters,
+    Handed,
+    Kind,
+    Output,
+    Peer,
+    Random,
+    Seen,
+    Send,
+)
 from overlay.links.bucket import Bucket
 
 CLOSE_PROTOCOL = 1
 CLOSE_FLOOD = 5
-
-
-class Random(Protocol):
-    """What is needed of `random.Random`."""
-
-    def uniform(self, low: float, high: float) -> float:
-        """Return a number in [low, high]."""
-
-    def randint(self, a: int, b: int) -> int:
-        """Return a whole number from `a` to `b`, both included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One encoded message for a peer."""
-
-    peer: int
-    message: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """End the link to a peer that floods this node."""
-
-    peer: int
-    code: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """The directory is another one than before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A peer says at which address it sees this node."""
-
-    peer: int
-    ip: str
-
-
-@dataclass(frozen=True, slots=True)
-class Handed:
-    """A message about reachability, for the driver."""
-
-    peer: int
-    message: DialBack | DialedBack
-
-
-Output = Send | Close | Changed | Seen | Handed
-
-
-class Kind(Enum):
-    """What a peer is to this node; see the module's text."""
-
-    PARTNER = auto()
-    CUSTOMER = auto()
-    SOURCE = auto()
 
 
 class _Stage(Enum):
@@ -128,52 +82,6 @@ class _Session:
     gained: int = 0
     gained_in_pull: int = 0
     pages: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Peer:
-    """What this node knows of one link's other end."""
-
-    kind: Kind
-    identity: bytes | None
-    ip: str
-    is_chosen: bool
-    """Whether this node dialled it, or meant to."""
-    serve: Bucket
-    messages: Bucket
-    useless: Bucket
-    last_root: bytes = b""
-    """From its last Digest."""
-    rests_until: float = 0.0
-    fruitless: int = 0
-    faults: int = 0
-    distrusted_until: float = 0.0
-    greeted: bool = False
-    heard: bool = False
-    """Whether it has sent a Digest."""
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """An announced descriptor that is being fetched."""
-
-    asked: int
-    deadline: float
-    others: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class GossipCounters:
-    """What has happened; for status and metrics."""
-
-    taken: int = 0
-    refused: int = 0
-    faults: int = 0
-    sessions: int = 0
-    fruitless_sessions: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    flooding_links_closed: int = 0
 
 
 class Gossip:
@@ -200,12 +108,9 @@ class Gossip:
         self._rng = rng
         self._is_customer = is_customer
         self._sessions: dict[int, _Session] = {}
-        self._wanted: dict[bytes, _Wanted] = {}
         self._refused: dict[bytes, float] = {}
-        self._news: dict[bytes, int] = {}
-        """Short hashes to announce, and the peer each came from (-1: this node itself)."""
-        self._news_at: float | None = None
-        self._serve_all = Bucket(self.limits.serve_all_bytes_per_s, self.limits.serve_all_burst_bytes, now)
+        self._news = News(self.limits)
+        self._server = Server(self.store, self.limits, now)
         self._next_request = 1
         self._next_round = now + self._round_s()
         self._next_expiry = now + self.limits.round_s
@@ -243,10 +148,7 @@ class Gossip:
         outputs: list[Output] = []
         if self._sessions.pop(peer, None) is not None:
             outputs += self._begin_waiting(now)
-        for short, wanted in list(self._wanted.items()):
-            if wanted.asked == peer:
-                outputs += self._ask_another(short, wanted, now)
-        return outputs
+        return outputs + self._ask(self._news.handle_gone(peer, now, self.peers))
 
     def greet(self, peer: int) -> list[Output]:
         """Ask a peer for its Digest, with our own."""
@@ -283,7 +185,7 @@ class Gossip:
         verdict = self.store.offer(encoded, now, unix_s, is_own=True)
         if not verdict.is_taken:
             return []
-        self._announce(short_hash(encoded), -1, now)
+        self.announce(encoded, now)
         return [Changed()]
 
     def load(
@@ -296,6 +198,11 @@ class Gossip:
         offer = self.store.offer
         taken = [offer(encoded, now, unix_s, is_checked=is_checked).is_taken for encoded in descriptors]
         return [Changed()] if any(taken) else []
+
+    def announce(self, encoded: bytes, now: float, *, source: int = -1) -> None:
+        """Tell all partners but the peer `source` of a descriptor that is held."""
+        if not self._is_customer:
+            self._news.announce(short_hash(encoded), source, now)
 
     # -- messages --
 
@@ -317,7 +224,9 @@ class Gossip:
             case DialBack() | DialedBack():
                 return [Handed(peer, message)]
             case GetBuckets() | Pull() | Want():
-                return self._serve(peer, state, message, now)
+                if self._is_customer or state.kind is Kind.SOURCE:
+                    return []  # a customer's directory would tell who it is
+                return [self._send(peer, answer) for answer in self._server.answer(state, message, now)]
             case Buckets():
                 return self._on_buckets(peer, state, message, len(raw), now)
             case Page():
@@ -332,22 +241,16 @@ class Gossip:
     def next_timeout(self) -> float:
         """When `handle_timeout` is wanted."""
         times = [self._next_round, self._next_expiry]
-        if self._news_at is not None:
-            times.append(self._news_at)
-        if self._wanted:
-            times.append(next(iter(self._wanted.values())).deadline)  # the oldest comes first
+        news = self._news.next_timeout()
+        if news is not None:
+            times.append(news)
         times += [session.heard_at + self.limits.answer_timeout_s for session in self._sessions.values()]
         return min(times)
 
     def handle_timeout(self, now: float, unix_s: float) -> list[Output]:
         """Do what is due. May come early or twice."""
-        outputs: list[Output] = []
-        if self._news_at is not None and now >= self._news_at:
-            outputs += self._flush_news()
-        for short, wanted in list(self._wanted.items()):
-            if now < wanted.deadline:
-                break
-            outputs += self._ask_another(short, wanted, now)
+        outputs = self._tell(self._news.take_news(now))
+        outputs += self._ask(self._news.take_overdue(now, self.peers))
         for session in list(self._sessions.values()):
             if now >= session.heard_at + self.limits.answer_timeout_s:
                 outputs += self._end(session, now, failed=True)
@@ -506,48 +409,6 @@ class Gossip:
         self.synced = self.synced or not failed
         return self._begin_waiting(now)
 
-    # -- answering --
-
-    def _serve(self, peer: int, state: Peer, message: GetBuckets | Pull | Want, now: float) -> list[Output]:
-        if self._is_customer or state.kind is Kind.SOURCE:
-            return []  # a customer's directory would tell who it is
-        if isinstance(message, GetBuckets):
-            answer = Buckets(message.request, self.store.bucket_digests())
-            return [self._send(peer, answer)] if self._may_serve(state, len(answer.digests), now) else []
-        if isinstance(message, Want):
-            found = [self.store.get_short(short) for short in split_shorts(message.shorts)]
-            held = [encoded for encoded in found if encoded is not None]
-            if not self._may_serve(state, sum(map(len, held)), now):
-                return []
-            return [self._send(peer, Push(page)) for page in _pages(held)]
-        return self._serve_pull(peer, state, message, now)
-
-    def _serve_pull(self, peer: int, state: Peer, message: Pull, now: float) -> list[Output]:
-        chosen: list[bytes] = []
-        unfinished: list[int] = []
-        room = self.limits.pull_answer_bytes
-        for part in message.parts:
-            missing = self.store.missing(part.bucket, frozenset(split_shorts(part.known)))
-            for encoded in missing:
-                if room < len(encoded):
-                    unfinished.append(part.bucket)
-                    break
-                room -= len(encoded)
-                chosen.append(encoded)
-        if not self._may_serve(state, sum(map(len, chosen)) + 64, now):
-            return []
-        pages = _pages(chosen) or [()]
-        return [
-            self._send(
-                peer,
-                Page(message.request, page, last, bytes(unfinished) if last else b""),
-            )
-            for page, last in zip(pages, [False] * (len(pages) - 1) + [True], strict=True)
-        ]
-
-    def _may_serve(self, state: Peer, size_bytes: int, now: float) -> bool:
-        return state.serve.take(size_bytes, now) and self._serve_all.take(size_bytes, now)
-
     # -- news --
 
     def _on_have(self, peer: int, state: Peer, message: Have, size_bytes: int, now: float) -> list[Output]:
@@ -560,38 +421,22 @@ class Gossip:
                 useful = useful or short in self.store
                 continue
             useful = True
-            wanted = self._wanted.get(short)
-            if wanted is not None:
-                if peer != wanted.asked and peer not in wanted.others and len(wanted.others) < 4:
-                    wanted.others.append(peer)
-            elif len(self._wanted) < self.limits.max_wanted:
-                self._wanted[short] = _Wanted(peer, now + self.limits.want_timeout_s)
+            if self._news.want(short, peer, now):
                 ask.append(short)
         outputs: list[Output] = [
             self._send(peer, Want(b"".join(ask[at : at + MAX_WANT]))) for at in range(0, len(ask), MAX_WANT)
         ]
         return outputs if useful else self._useless(peer, state, size_bytes, now)
 
-    def _ask_another(self, short: bytes, wanted: _Wanted, now: float) -> list[Output]:
-        del self._wanted[short]
-        while wanted.others:
-            peer = wanted.others.pop(0)
-            if peer in self.peers:
-                again = _Wanted(peer, now + self.limits.want_timeout_s, wanted.others)
-                self._wanted[short] = again  # at the end: the dictionary is in the order of deadlines
-                return [self._send(peer, Want(short))]
-        return []
+    def _ask(self, again: list[tuple[int, bytes]]) -> list[Output]:
+        return [self._send(peer, Want(short)) for peer, short in again]
 
     def _on_push(
         self, peer: int, state: Peer, message: Push, size_bytes: int, now: float, unix_s: float
     ) -> list[Output]:
-        asked_for = []
-        for encoded in message.descriptors:
-            short = short_hash(encoded)
-            wanted = self._wanted.get(short)
-            if wanted is not None and (wanted.asked == peer or peer in wanted.others):
-                del self._wanted[short]
-                asked_for.append(encoded)
+        asked_for = [
+            encoded for encoded in message.descriptors if self._news.take_arrived(short_hash(encoded), peer)
+        ]
         outputs: list[Output] = []
         if asked_for:
             self._take(peer, state, asked_for, now, unix_s, outputs)
@@ -615,7 +460,7 @@ class Gossip:
             verdict = self._offer(encoded, now, unix_s)
             if verdict.is_taken:
                 taken += 1
-                self._announce(short_hash(encoded), peer, now)
+                self.announce(encoded, now, source=peer)
             elif verdict.is_fault:
                 outputs += self._fault(peer, state, len(encoded), now)
                 if now < state.distrusted_until:
@@ -637,17 +482,9 @@ class Gossip:
                 self._refused[short_hash(encoded)] = now + self.limits.refused_s
         return verdict
 
-    def _announce(self, short: bytes, source: int, now: float) -> None:
-        if self._is_customer:
-            return
-        self._news[short] = source
-        if self._news_at is None:
-            self._news_at = now + self.limits.announce_delay_s
-
-    def _flush_news(self) -> list[Output]:
-        news, self._news, self._news_at = self._news, {}, None
+    def _tell(self, news: dict[bytes, int]) -> list[Output]:
         outputs: list[Output] = []
-        for key, peer in self.peers.items():
+        for key, peer in self.peers.items() if news else ():
             if peer.kind is not Kind.PARTNER:
                 continue
             shorts = [short for short, source in news.items() if source != key and short in self.store]
@@ -717,19 +554,3 @@ class Gossip:
         raw = encode_gossip(message)
         self.counters.bytes_sent += len(raw)
         return Send(peer, raw)
-
-
-def _pages(descriptors: list[bytes]) -> list[tuple[bytes, ...]]:
-    """Cut descriptors into messages of MAX_PAGE_BYTES at most; nothing makes no page."""
-    pages: list[tuple[bytes, ...]] = []
-    page: list[bytes] = []
-    size = 0
-    for encoded in descriptors:
-        if page and size + len(encoded) + 5 > MAX_PAGE_BYTES:
-            pages.append(tuple(page))
-            page, size = [], 0
-        page.append(encoded)
-        size += len(encoded) + 5
-    if page:
-        pages.append(tuple(page))
-    return pages

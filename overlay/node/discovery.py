@@ -17,9 +17,10 @@ import trio
 
 from overlay.directory import Directory, IpAddress
 from overlay.errors import FileError
-from overlay.gossip.machine import Changed, Close, Gossip, Handed, Kind, Output, Seen, Send
+from overlay.gossip.machine import Gossip
 from overlay.gossip.neighbours import DialNeighbour, LetGo, Neighbours
 from overlay.gossip.roots import Member, RootList
+from overlay.gossip.types import Changed, Close, Handed, Kind, Output, Seen, Send
 from overlay.identity import format_node_id
 from overlay.links.bucket import Bucket
 from overlay.links.io.endpoint import DialError

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 from overlay.descriptor import Address, Descriptor, SignedDescriptor, sign_descriptor
 from overlay.gossip.limits import GossipLimits
-from overlay.gossip.machine import Changed, Close, Gossip, Handed, Output, Seen, Send
+from overlay.gossip.machine import Gossip
 from overlay.gossip.roots import Member, RootList
+from overlay.gossip.types import Changed, Close, Handed, Output, Seen, Send
 from overlay.identity import Identity
 
 UNIX_S = 1_800_000_000.0

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from overlay.descriptor import Address, sign_descriptor
 from overlay.errors import DecodeError
 from overlay.gossip.limits import GossipLimits
-from overlay.gossip.machine import Close, Kind, Send
 from overlay.gossip.messages import (
     Buckets,
     Digest,
@@ -28,6 +27,7 @@ from overlay.gossip.messages import (
 from overlay.gossip.neighbours import DialNeighbour, Neighbours
 from overlay.gossip.roots import RootList
 from overlay.gossip.store import Store, Verdict, short_hash
+from overlay.gossip.types import Close, Kind, Send
 from payments.keys import PurseKey
 
 NOW_S = int(UNIX_S)
@@ -414,9 +414,9 @@ def test_announcements_of_nothing_are_bounded():
         shorts = b"".join((number * 1000 + step).to_bytes(8, "big") for step in range(1000))
         puppet.say(Have(shorts))
     net.run(1.0)
-    assert len(victim.gossip._wanted) == 500
+    assert victim.gossip._news.wanted_count == 500 // 8
     net.run(60.0)
-    assert not victim.gossip._wanted, "never came, forgotten"
+    assert not victim.gossip._news.wanted_count, "never came, forgotten"
 
 
 def test_a_peer_that_passes_on_forgeries_is_believed_no_more_for_a_while():

@@ -6,9 +6,9 @@ import pytest
 from gossip_net import LIFETIME_S, UNIX_S, Net, describe, identity_of, member, roots_of
 
 from overlay.gossip.limits import GossipLimits
-from overlay.gossip.machine import Kind
 from overlay.gossip.messages import Digest, decode_gossip
 from overlay.gossip.roots import RootList
+from overlay.gossip.types import Kind
 
 
 def alike(nodes):

@@ -11,10 +11,10 @@ from discovery_net import StaticSource, identities, member_of, open_node, open_n
 
 from overlay.descriptor import Address
 from overlay.errors import FileError
-from overlay.gossip.machine import Kind
 from overlay.gossip.messages import DialBack, Digest, Have, encode_gossip
 from overlay.gossip.reachability import Outcome
 from overlay.gossip.roots import Member, RootList
+from overlay.gossip.types import Kind
 from overlay.node import discovery as discovery_module
 from overlay.node.io.dial_back import dial_back, local_addresses
 from overlay.node.io.directory_file import load_directory_file, save_directory
