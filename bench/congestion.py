@@ -31,6 +31,7 @@ import plots
 import targets
 import udp
 
+from overlay.demo.box import wait_until
 from overlay.demo.fleet import PORT
 from overlay.demo.lab import CLIENT, INTERNET, missing_for_lab
 from overlay.demo.names import WWW_V4
@@ -108,6 +109,23 @@ def download(port: int, seconds: float, skip_s: float) -> float:
                 return got * 8 / (now - start) / 1e6
 
 
+def renew(chained: chain.Chain, port: int) -> None:
+    """Have a new link to the exit, with nothing learnt from the last condition: start the exit again."""
+    assert chained.emulator is not None
+    chained.emulator.change(delay_ms=0, loss=0, rate_mbit=0)
+    chained.world.relays[-1].restart()
+
+    def works() -> bool:
+        try:
+            with chained.inside(CLIENT):
+                dial(port).close()
+        except (OSError, RuntimeError):
+            return False
+        return True
+
+    wait_until(works, 30, "a circuit over the new link")
+
+
 def probe(associated: udp.Associated, stop: threading.Event) -> int:
     """Small datagrams, 50 a second, until told to stop; how many."""
     count = 0
@@ -167,6 +185,7 @@ def measure(controller: str, conditions: Sequence[dict[str, float]], seconds: fl
         try:
             for link in conditions:
                 try:
+                    renew(chained, port)
                     with chained.inside(CLIENT):
                         result = one(port, sink, link, seconds, chained.emulator)
                 except (OverlayError, RuntimeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,25 @@ def test_the_tables_are_aligned() -> None:
             line.count("|") == len(head) + 1
             for line in targets.render(head, lines, markdown=True).splitlines()
         )
+
+
+def test_a_plot_has_a_bar_for_each_figure() -> None:
+    spec = importlib.util.spec_from_file_location("bench_plots", Path(targets.__file__).with_name("plots.py"))
+    assert spec is not None and spec.loader is not None
+    plots = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plots)
+    results = [
+        {
+            "controller": name,
+            "rate_mbit": 10.0,
+            "delay_ms": 25.0,
+            "loss": loss,
+            "tcp_mbit": 5.0,
+            "probe_ms_p99": 9.0,
+        }
+        for name in ("cubic", "bbr")
+        for loss in (0.0, 0.01)
+    ]
+    root = ElementTree.fromstring(plots.congestion(results, ("cubic", "bbr")))
+    bars = [node for node in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert len(bars) == 1 + 2 + 2 * len(results)
