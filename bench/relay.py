@@ -1,9 +1,9 @@
 """`bench/relay`: one native relay alone, between a native client and a native exit in this process.
 
 Each engine has a thread of its own whose CPU time the kernel counts, so "packets per second and core" is what
-the relay's thread would carry with a core for itself, also where the others take theirs. Parts: memory (of idle
-circuits; first, while the process is small), packets (both lanes), circuits (growth with 1, 100 and 10,000
-of them), links (growth with idle neighbours), latency (of an echo beside load).
+the relay's thread would carry with a core for itself, also where the others take theirs. Parts: memory (of
+idle circuits; first, while the process is small), packets (both lanes), circuits (growth with 1, 100 and
+10,000 of them), links (growth with idle neighbours), latency (of an echo beside load).
 
     bench/relay --parts packets,memory --json results.json
 """
