@@ -313,3 +313,17 @@ async def test_a_customer_asks_others_when_the_first_keeps_most_of_the_list_back
                 folder.mkdir(mode=0o700)
                 async with open_node(folder, StaticSource(source.roots)) as customer:
                     await until(lambda customer=customer: len(customer.directory) == 6)
+
+
+async def test_an_error_of_ours_in_a_task_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_module, "RESTART_S", 0.01)
+    runs = []
+
+    async def task() -> None:
+        runs.append(None)
+        if len(runs) < 3:
+            raise KeyError("a bug")
+
+    with trio.fail_after(10):
+        await discovery_module.keep_running(task)
+    assert len(runs) == 3
