@@ -24,6 +24,8 @@ from payments.payee import Payee
 from payments.refusals import FAULT_LIMIT, Refusal, fault_points
 from payments.state import EMPTY, PurseState
 from payments.tab import (
+    TOLERANCE_SHARE,
+    WRITE_OFF_SHARE,
     Asked,
     CloseCircuits,
     CloseReason,
@@ -94,6 +96,7 @@ class PayeeTab:
         self._report_at: float | None = None
         self._reported_wei = 0
         self._spent_at_counts_wei = 0
+        self._written_off_wei = 0
         self._ask_until: float | None = None
         self._closed_for_want = False
         self._faults = 0
@@ -117,8 +120,13 @@ class PayeeTab:
 
     @property
     def spent_wei(self) -> int:
-        """What was charged to the purse in all."""
-        return self._spent_before_wei + self._counts.spent_wei
+        """What was charged to the purse in all, less what was written off as lost on the way."""
+        return self._spent_before_wei + self._counts.spent_wei - self._written_off_wei
+
+    @property
+    def written_off_wei(self) -> int:
+        """What was charged on this link and given up again, for packets lost on the way to the payer."""
+        return self._written_off_wei
 
     @property
     def tickets(self) -> int:
@@ -321,9 +329,23 @@ class PayeeTab:
         return self._grant(now)
 
     def _on_counts(self, theirs: formats.Counts) -> list[Output]:
-        """Compare the payer's count with ours when its previous count came, so that nothing is in flight."""
+        """Compare the payer's count with ours when its previous count came, so that nothing is in flight.
+
+        What we counted and it did not was lost on the way (or it lies): up to the tolerance it pays for that,
+        some more is written off, and beyond that it is disputed.
+        """
         counted = Counts(theirs.forward, theirs.backward, theirs.spent_wei)
         before, self._spent_at_counts_wei = self._spent_at_counts_wei, self.spent_wei
+        # What was charged in the last quarter of the time between two counts (half a second) is on its way.
+        arrived = self.spent_wei - max(0, self.spent_wei - before) // 4
+        lost = arrived - theirs.spent_wei - theirs.spent_wei // TOLERANCE_SHARE
+        if lost <= 0:
+            return []
+        charged = self._counts.spent_wei
+        if self._phase is _Phase.OPEN and self._written_off_wei + lost <= charged // WRITE_OFF_SHARE:
+            self._written_off_wei += lost
+            self._spent_at_counts_wei -= lost
+            return [Credit(lost)]
         if before > theirs.spent_wei + tolerated_wei(theirs.spent_wei, self._window_wei):
             return [Dispute(self._own_counts(), counted)]
         return []

@@ -19,6 +19,10 @@ that a relay which vanishes at once can keep."""
 TOLERANCE_SHARE = 50
 """Counts may differ by one part in this (2 %): what a link may lose between the two counters."""
 
+WRITE_OFF_SHARE = 20
+"""Of what it carried, a payee gives up at most one part in this (5 %) for packets that were lost on the way
+to the payer, beyond the tolerance: a bad wireless link loses so many. A payer that lies gains no more."""
+
 
 class CloseReason(IntEnum):
     """Why circuits or the link are closed; the number is the wire's code in the overlay's Destroy."""

@@ -21,6 +21,7 @@ from payments.state import PurseState
 from payments.tab import (
     CloseReason,
     Concern,
+    Counts,
     Credit,
     CutOff,
     Load,
@@ -93,6 +94,44 @@ def test_loss_is_tolerated_and_the_bill_follows_the_payee(seed: int, loss: float
     assert net.payee.spent_wei == carried * PRICE
     net.run(300)
     assert abs(net.payer.owed_wei - net.payee.spent_wei) <= PRICE, "the last report settles the rest"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("loss", [0.03, 0.045, 0.06])
+def test_a_bad_wireless_link_is_no_dispute_and_the_loss_is_shared(seed: int, loss: float) -> None:
+    net = Net(seed=seed, loss=loss, limit_packets=800)
+    net.start()
+    net.run(60, forward=4, backward=4)
+    net.run(3000, forward=1, backward=12)
+    assert not (net.disputes or net.closed or net.cut)
+    carried = (net.paid_forward + net.paid_backward) * PRICE
+    assert carried > 25_000 * PRICE, "service goes on"
+    assert net.payee.written_off_wei or loss < 0.05
+    assert net.payee.written_off_wei <= carried // 20
+    assert net.payee.spent_wei == carried - net.payee.written_off_wei
+    assert net.payee.spent_wei <= net.payee.worth_wei, "still prepaid"
+    net.run(500)
+    assert net.payer.owed_wei <= net.payer.spent_wei + net.payer.spent_wei // 50, "2 % are paid for"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_payer_that_counts_too_little_gains_no_more_than_a_bad_link_would(share: float) -> None:
+    net = Net()
+    net.start()
+    net.run(100, forward=5, backward=5)
+    honest = net.payer.on_meter
+    cheated = Counts()
+
+    def cheat(counts: Counts, now: float) -> list[Output]:
+        nonlocal cheated
+        cheated = Counts(counts.forward, counts.backward, int(counts.spent_wei * share))
+        return honest(cheated, now)
+
+    net.payer.on_meter = cheat  # type: ignore[method-assign]
+    net.run(2000, forward=5, backward=5)
+    carried = (net.paid_forward + net.paid_backward) * PRICE
+    assert carried <= net.payee.worth_wei + net.payee.written_off_wei
+    assert net.payee.written_off_wei <= carried // 20
 
 
 def test_a_customer_that_stops_paying_is_stopped_within_its_credit() -> None:
