@@ -140,7 +140,7 @@ def one(
     """One condition: TCP with probes beside it, then UDP alone."""
     chained.change(**link)
     time.sleep(SETTLE_S)
-    chained.stats()
+    before = chained.stats()
     skip_s = min(2.0, 0.5 + link["delay_ms"] / 1e3 * 15)
     result: dict[str, Any] = dict(link)
     stop = threading.Event()
@@ -167,7 +167,14 @@ def one(
             "udp_ms_p50": round(median_ms, 1),
             "udp_ms_p99": round(worst_ms, 1),
         }
-    result["link"] = chained.stats()
+    after = chained.stats()
+    result["link"] = {
+        way: {
+            name: count if name == "late_us" else count - before[way][name]
+            for name, count in after[way].items()
+        }
+        for way in after
+    }
     return result
 
 

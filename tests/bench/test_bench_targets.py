@@ -94,4 +94,4 @@ def test_a_plot_has_a_bar_for_each_figure() -> None:
     ]
     root = ElementTree.fromstring(plots.congestion(results, ("cubic", "bbr")))
     bars = list(root.iter("{http://www.w3.org/2000/svg}rect"))
-    assert len(bars) == 1 + 2 + len(results)  # paper, legend, one figure each
+    assert len(bars) == 1 + 2 + 2 * len(results)  # paper, legend, two figures each
