@@ -546,6 +546,8 @@ class ClientNode:
                 if price and not await self._carries(flow, link):
                     sentence = "nothing came back through it: one of its relays is not paid yet"
                     return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
+                if self.purse is not None and self.purse.stopped:
+                    return BuildFailed(FailureKind.CLOSED, 0, (), None, self.purse.stopped)
             stands = True
             return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
         finally:

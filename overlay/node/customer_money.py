@@ -65,7 +65,7 @@ class CustomerMoney:
         self._carried: dict[Link, tuple[int, int]] = {}
         self._changed = trio.Event()
         self._lower_price: tuple[float, BudgetLimits] | None = None
-        self.stopped = ""
+        self.stopped = self.budget.explain(time.time(), kept.ticket_wei) or ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
 
     def use_limits(self, settings: PaymentsConfig, unix_s: float) -> None:
@@ -83,6 +83,8 @@ class CustomerMoney:
 
     def on_payable(self) -> None:
         """A purse became ready, or cannot be."""
+        # It gives no ticket before it knows what the budget leaves.
+        self.look(time.time())
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
