@@ -114,21 +114,16 @@ def test_a_relay_behind_a_wrong_address_is_told(gossip: SystemLab) -> None:
     finally:
         node.configure({"relay": {"advertise": listen}})
         node.restart()
-    wait_until(lambda: bool(node.status()["discovery"]["published"]), 60, "the relay to publish")
 
 
-def test_a_relay_finds_its_own_address_and_notices_a_new_one(gossip: SystemLab) -> None:
-    """It listens everywhere and is told no address; then the machine gets another one."""
+def test_a_relay_that_is_told_no_address_finds_its_own(gossip: SystemLab) -> None:
+    """It listens everywhere. The last test here: it stays so."""
     node = gossip.relays[1]
     host = gossip.lab.hosts[node.host]
     node.configure({"relay": {"listen": ["0.0.0.0:4433", "[::]:4433"]}})
-    try:
-        node.restart()
+    node.restart()
 
-        def addresses() -> list[str]:
-            return list(node.status()["discovery"]["addresses"])
+    def addresses() -> list[str]:
+        return list(node.status()["discovery"]["addresses"])
 
-        wait_until(lambda: f"{host.ipv4}:4433" in addresses(), 90, "the relay to find its address")
-    finally:
-        node.configure({"relay": {"listen": [f"{host.ipv4}:4433", f"[{host.ipv6}]:4433"]}})
-        node.restart()
+    wait_until(lambda: f"{host.ipv4}:4433" in addresses(), 90, "the relay to find its address")
