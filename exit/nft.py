@@ -46,6 +46,8 @@ class Firewall:
     deny: DenyList
     has_ipv6: bool = True
     flows_per_circuit: int = FLOWS_PER_CIRCUIT
+    new_ids: bool = True
+    """Whether the kernel makes random numbers for IPv4 identifications (nft_numgen)."""
 
     def __post_init__(self) -> None:
         """Refuse names that would not be names in nftables; raises ValueError."""
@@ -87,6 +89,7 @@ def _table(firewall: Firewall) -> str:
     mss4, mss6 = firewall.mtu_bytes - 40, firewall.mtu_bytes - 60
     exact = dict(_exact(firewall.deny))
     no_ipv6 = "" if firewall.has_ipv6 else "    meta nfproto ipv6 counter drop\n"
+    new_ids = "    ip id set numgen random mod 4294967295\n" if firewall.new_ids else ""
     # The identification gets the first two bytes of numgen's four, which a smaller range would leave 0. A
     # datagram that was put together here may be cut again, so only what fits as it came gets 0.
     return f"""\
@@ -136,8 +139,7 @@ table inet {firewall.table} {{
     iifname != {tun} accept
     ip ttl set {TTL}
     ip6 hoplimit set {TTL}
-    ip id set numgen random mod 4294967295
-    ip frag-off & 0x4000 != 0 ip length <= {firewall.mtu_bytes} ip id set 0
+{new_ids}    ip frag-off & 0x4000 != 0 ip length <= {firewall.mtu_bytes} ip id set 0
     ip frag-off & 0x4000 != 0 meta l4proto tcp ip id set 0
     ip dscp set cs0
     ip6 dscp set cs0

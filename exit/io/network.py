@@ -18,7 +18,7 @@ import ipaddress
 import json
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,15 @@ class ExitNetwork:
         firewall = self.firewall
         # The filter stands before the first packet can be forwarded.
         self._journal.add(Entry("table", firewall.table))
-        await _nft(render(firewall))
+        try:
+            await _nft(render(firewall))
+        except EnvError:
+            # A kernel may lack the module for random numbers; all that guards anybody does without it.
+            await _nft(render(replace(firewall, new_ids=False)))
+            self.warnings += (
+                "the kernel has no nft_numgen: the IPv4 identification of packets that may be cut stays as "
+                "customers' machines chose it; load or build the module",
+            )
         self.warnings += tuple(await _foreign_drops(firewall))
         device = self.tun.name
         for setting, value in _device_settings(device):

@@ -108,3 +108,9 @@ def test_names_that_would_be_more_than_names(name: str) -> None:
         firewall(tun=name)
     with pytest.raises(ValueError, match="MTU"):
         Firewall("a", "b", 500, parse_policy(DEFAULT_POLICY), DenyList())
+
+
+def test_a_kernel_without_random_numbers_gets_everything_else() -> None:
+    whole, less = (chain(render(firewall(new_ids=new)), "normalise") for new in (True, False))
+    assert [line for line in whole if line not in less] == ["ip id set numgen random mod 4294967295"]
+    assert [line for line in whole if line in less] == less
