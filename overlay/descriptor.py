@@ -302,8 +302,9 @@ def is_usable_address(text: str) -> bool:
 
     Private and loopback addresses pass: a network of one's own uses them.
     """
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.IPv6Address(text) if ":" in text else ipaddress.IPv4Address(text)
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address) and (address.scope_id or address.ipv4_mapped):

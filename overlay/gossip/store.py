@@ -380,5 +380,7 @@ def _groups_of(entry: SignedDescriptor, member: Member | None) -> tuple[bytes, .
 @lru_cache(maxsize=4096)
 def network_of(text: str) -> bytes:
     """Return the IPv4 /16 (2 bytes) or IPv6 /32 (4 bytes) of a numeric address."""
-    packed = ipaddress.ip_address(text).packed
-    return packed[:2] if len(packed) == 4 else packed[:4]
+    if ":" not in text:
+        first, second, _ = text.split(".", 2)
+        return bytes((int(first), int(second)))
+    return ipaddress.IPv6Address(text).packed[:4]
