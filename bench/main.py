@@ -27,6 +27,7 @@ from overlay.errors import OverlayError
 
 QUICK = {"reps": 1, "size_mb": 50, "ttfb_samples": 20, "seq_requests": 100, "conc_requests": 500}
 SLOW_BACKENDS = {"aioquic"}  # a tenth of the volume is enough to see their speed
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 PARTS = ("down", "up", "req", "udp", "hops", "mem")
 
 
@@ -36,6 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the tables into docs/benchmarks.md, in place of the old ones"
+    )
     parser.add_argument("--quick", action="store_true", help="under two minutes, rougher numbers")
     parser.add_argument(
         "--backends",
@@ -102,9 +106,12 @@ def main() -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1))
         print(f"everything is in {arguments.json}")
+    text = _markdown(report, tables, _foreign(measured))
     if arguments.markdown is not None:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(_markdown(report, tables, _foreign(measured)))
+        arguments.markdown.write_text(text)
+    if arguments.docs:
+        DOCS.write_text(targets.replaced(DOCS.read_text(), text))
     return 2 if report["failures"] else int(any(row["met"] is False for row in data))
 
 
@@ -206,7 +213,9 @@ def _foreign(measured: dict[str, Any]) -> float:
 
 
 def _markdown(report: dict[str, Any], tables: list[tuple[list[str], list[list[str]]]], foreign: float) -> str:
-    command = shlex.join(["bench/run", *sys.argv[1:]])
+    # Names of folders are of this machine only.
+    given = [word for word in sys.argv[1:] if "/" not in word]
+    command = shlex.join(["bench/run", *given])
     said = [f"`{command}`: {_headline(report['facts'])}; others used {foreign:.2f} cores at worst."]
     said += [targets.render(*table, markdown=True) for table in tables if table[1]]
     said += [f"Not measured: {failure}." for failure in report["failures"]]

@@ -210,6 +210,18 @@ def render(head: Sequence[str], lines: Sequence[Sequence[str]], *, markdown: boo
     )
 
 
+BEGIN, END = "<!-- results: bench/run --docs -->", "<!-- end of results -->"
+
+
+def replaced(page: str, results: str) -> str:
+    """The page with other results between its marks. Raises ValueError for a page without them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{results.strip()}\n\n{end}{after}"
+
+
 def _value(read: Read | None, results: Results) -> float | None:
     if read is None:
         return None

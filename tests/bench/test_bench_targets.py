@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _spec = importlib.util.spec_from_file_location(
     "bench_targets", Path(__file__).resolve().parents[2] / "bench" / "targets.py"
 )
@@ -95,3 +97,15 @@ def test_a_plot_has_a_bar_for_each_figure() -> None:
     root = ElementTree.fromstring(plots.congestion(results, ("cubic", "bbr")))
     bars = list(root.iter("{http://www.w3.org/2000/svg}rect"))
     assert len(bars) == 1 + 2 + 2 * len(results)  # paper, legend, two figures each
+
+
+def test_new_results_take_the_place_of_the_old_ones() -> None:
+    page = f"head\n{targets.BEGIN}\nold\n{targets.END}\ntail\n"
+    assert targets.replaced(page, "new\n") == f"head\n{targets.BEGIN}\n\nnew\n\n{targets.END}\ntail\n"
+    with pytest.raises(ValueError):
+        targets.replaced("head", "new")
+
+
+def test_the_page_has_the_marks() -> None:
+    page = Path(targets.__file__).parents[1] / "docs" / "benchmarks.md"
+    assert "figures" in targets.replaced(page.read_text(), "figures")
