@@ -36,10 +36,12 @@ CLIENT = "client"
 INTERNET = "internet"
 INTERNET_RANGES = ("203.0.113.0/24", "2001:db8:1::/48")  # documentation ranges: RFC 5737, RFC 3849
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "sh": "dash"}
+# Of several values the last that the kernel takes stays.
 _SYSCTLS = {
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
-    "net/ipv4/tcp_congestion_control": "cubic",  # what most machines have; this one's may be another
+    # What most machines have; a namespace may refuse it where this machine's own default is another.
+    "net/ipv4/tcp_congestion_control": "reno cubic",
     "net/ipv6/conf/all/accept_dad": "0",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
@@ -314,7 +316,8 @@ class Lab:
         # A setting that this kernel does not have, or does not allow, is not worth failing for.
         script = [
             f"[ -w /proc/sys/{key} ] && echo {value} 2>/dev/null > /proc/sys/{key}"
-            for key, value in sysctls.items()
+            for key, choices in sysctls.items()
+            for value in choices.split()
         ]
         script += ["exec ip -batch -"]
         self.run(host, ["sh", "-c", "\n".join(script)], stdin="\n".join((*lines, "")).encode()).check()
