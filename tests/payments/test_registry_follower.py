@@ -10,6 +10,7 @@ from registry_chain import CHAIN_ID, REGISTRY, FakeChain, encode_page, listing
 
 from payments import abi
 from payments.errors import ChainError, RpcUnavailableError
+from payments.io.chain import registry
 from payments.io.chain.client import Chain
 from payments.io.chain.deploy import Deployment, deploy
 from payments.io.chain.devchain import open_devchain
@@ -69,6 +70,23 @@ async def test_nothing_is_read_before_the_first_block(autojump_clock):
     async with follow(chain, start=100) as follower:
         assert not await follower.poll()
         assert follower.index.tip is None
+
+
+async def test_no_block_is_skipped_when_the_provider_wants_fewer_at_a_time(autojump_clock, monkeypatch):
+    monkeypatch.setattr(registry, "LOG_SPAN", 64)
+    chain = FakeChain()
+    chain.mine(*map(listing, range(1, 200)))
+    chain.mine_empty(2)
+    async with follow(chain) as follower:
+        await follower.poll()
+        chain.max_span = 20
+        for number in range(1, 200):
+            chain.mine_empty(1)
+            if number % 9 == 0:
+                chain.mine(listing(number, stake=7 * 10**18))
+        chain.mine_empty(2)
+        assert await follower.poll()
+        assert known(follower) == chain.state(len(chain.blocks) - 3)
 
 
 async def test_a_reorganisation_deeper_than_the_confirmations_is_undone(autojump_clock):

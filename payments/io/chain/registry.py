@@ -69,8 +69,11 @@ class RegistryFollower:
         if tip is None:
             changes = await self._read_all(target.number)
         else:
-            for first in range(tip.number + 1, target.number + 1, self._span):
-                touched |= await self._changed(first, min(first + self._span - 1, target.number))
+            first = tip.number + 1
+            while first <= target.number:
+                last = min(first + self._span - 1, target.number)
+                touched |= await self._changed(first, last)
+                first = last + 1  # the span may have shrunk meanwhile
             changes = await self._read(touched, target.number)
             # An endpoint that keeps events back shows by the count.
             counted = await self._count(target.number)
@@ -151,9 +154,11 @@ class RegistryFollower:
                 decode=self._decode_logs,
             )
         except RpcRefusedError:
-            if self._span <= LEAST_LOG_SPAN or last == first:
+            blocks = last - first + 1
+            if blocks <= LEAST_LOG_SPAN:
                 raise
-            self._span //= 2  # the provider wants fewer blocks at a time
+            # The provider wants fewer blocks at a time.
+            self._span = max(LEAST_LOG_SPAN, min(self._span, blocks // 2))
             middle = (first + last) // 2
             return await self._changed(first, middle) | await self._changed(middle + 1, last)
         return {payee for answer in answers for payee in answer}
