@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from overlay.descriptor import is_usable_address
 from overlay.errors import DecodeError
 from overlay.gossip.limits import MAX_HAVE, MAX_PAGE_BYTES, MAX_WANT, SHORT_BYTES, GossipLimits
 from overlay.gossip.messages import (
@@ -290,7 +291,7 @@ class Gossip:
         outputs: list[Output] = []
         if message.asks and not self._is_customer:
             outputs.append(self._send(peer, self._digest(peer, asks=False)))
-        if message.seen:
+        if message.seen and is_usable_address(message.seen):
             outputs.append(Seen(peer, message.seen))
         if state.last_root == self.store.root:
             self.synced = self.synced or state.kind is not Kind.CUSTOMER
@@ -371,10 +372,11 @@ class Gossip:
         session = self._sessions.get(peer)
         if session is None or session.stage is not _Stage.PAGES or session.request != message.request:
             return self._useless(peer, state, size_bytes, now)
-        session.heard_at = now
         session.pages += 1
         outputs: list[Output] = []
         gained = self._take(peer, state, message.descriptors, now, unix_s, outputs)
+        if gained or message.is_last:
+            session.heard_at = now  # pages of no use, one at a time, would keep others from their turn
         session.gained += gained
         session.gained_in_pull += gained
         if peer not in self._sessions:  # too many faults

@@ -8,6 +8,9 @@ from overlay.gossip.store import Store
 from overlay.gossip.types import Peer
 from overlay.links.bucket import Bucket
 
+HEAD_BYTES = 64
+"""What an answer without any descriptor counts for."""
+
 
 class Server:
     """Answers from one store, within the peer's budget and that of all peers together."""
@@ -34,10 +37,17 @@ class Server:
         return self._pull(peer, message, now)
 
     def _pull(self, peer: Peer, message: Pull, now: float) -> list[Page]:
+        # The head's part is taken first: whoever has used up its budget makes no work.
+        if not self._take(peer, HEAD_BYTES, now):
+            return []
         chosen: list[bytes] = []
         unfinished: list[int] = []
         room = self._limits.pull_answer_bytes
         for part in message.parts:
+            if unfinished:
+                # The answer is full; a look at the rest of a directory would be work for nothing.
+                unfinished.append(part.bucket)
+                continue
             missing = self._store.missing(part.bucket, frozenset(split_shorts(part.known)))
             for encoded in missing:
                 if room < len(encoded):
@@ -45,7 +55,7 @@ class Server:
                     break
                 room -= len(encoded)
                 chosen.append(encoded)
-        if not self._take(peer, sum(map(len, chosen)) + 64, now):
+        if not self._take(peer, sum(map(len, chosen)), now):
             return []
         *first, last = cut_pages(chosen) or [()]
         return [

@@ -27,7 +27,7 @@ from overlay.gossip.messages import (
 from overlay.gossip.neighbours import DialNeighbour, Neighbours
 from overlay.gossip.roots import RootList
 from overlay.gossip.store import Store, Verdict, short_hash
-from overlay.gossip.types import Close, Kind, Send
+from overlay.gossip.types import Close, Kind, Seen, Send
 from payments.keys import PurseKey
 
 NOW_S = int(UNIX_S)
@@ -456,6 +456,55 @@ def test_one_answer_is_bounded_and_names_what_is_left():
     assert size <= victim.gossip.limits.pull_answer_bytes
     assert [page.is_last for page in pages] == [False] * (len(pages) - 1) + [True]
     assert pages[-1].unfinished
+
+
+def test_the_rest_of_a_directory_is_not_looked_at_for_a_full_answer_or_an_empty_budget(monkeypatch):
+    net, roots = Net(), roots_of(range(1000))
+    victim = net.node(0, roots)
+    victim.load([describe(number) for number in range(1, 600)])
+    looked = []
+    missing = Store.missing
+    monkeypatch.setattr(Store, "missing", lambda *args: looked.append(args[1]) or missing(*args))
+    puppet = Puppet(net, 700, victim, roots)
+    puppet.say(Pull(1, tuple(Part(bucket % 3, b"") for bucket in range(256))))
+    net.run(2.0)
+    assert puppet.got(Page), "it is answered"
+    puppet.say(Pull(2, tuple(Part(bucket, b"") for bucket in range(256))))
+    net.run(2.0)
+    pages = puppet.got(Page)
+    assert len(looked) < 256 + 200
+    assert len(pages[-1].unfinished) > 50, "not looked at, so to be asked for again"
+
+
+def test_a_false_word_for_an_address_is_no_address():
+    net, roots = Net(), roots_of(range(1000))
+    victim = net.node(0, roots)
+    puppet = Puppet(net, 700, victim, roots)
+    key = next(iter(victim.gossip.peers))
+    for seen, heard in (("evil \x1b[2J", 0), ("0.0.0.0", 0), ("fe80::1%eth0", 0), ("192.0.2.7", 1)):
+        raw = encode_gossip(Digest(b"L" * 16, 7, False, seen))
+        outputs = victim.gossip.handle_message(key, raw, net.now, UNIX_S)
+        assert sum(isinstance(output, Seen) for output in outputs) == heard
+    assert puppet.victim is victim
+
+
+def test_pages_of_no_use_do_not_keep_others_from_their_turn():
+    net, roots = Net(), roots_of(range(1000))
+    victim = net.node(0, roots)
+    Puppet(net, 700, victim, roots)
+    gossip, now = victim.gossip, 100.0
+    key = next(iter(gossip.peers))
+    sent = gossip.handle_message(key, encode_gossip(LIAR), now, UNIX_S)
+    request = decode_gossip(sent[-1].message)
+    assert isinstance(request, GetBuckets)
+    sent = gossip.handle_message(key, encode_gossip(Buckets(request.request, b"x" * 2048)), now, UNIX_S)
+    pull = decode_gossip(sent[-1].message)
+    given_up = gossip.counters.fruitless_sessions
+    for _ in range(8):
+        now += 2.5
+        gossip.handle_message(key, encode_gossip(Page(pull.request, (), False, b"")), now, UNIX_S)
+        gossip.handle_timeout(now, UNIX_S)
+    assert gossip.counters.fruitless_sessions == given_up + 1
 
 
 def test_customers_are_neither_believed_nor_told_of_changes():
