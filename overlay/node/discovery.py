@@ -64,6 +64,11 @@ MOST_SOURCES = 8
 """So many are asked at the start while less than COVERED_SHARE of the root list is known."""
 COVERED_SHARE = 0.8
 SECOND_SOURCE_S = 1.0
+ASK_AGAIN_S = 600.0
+LONGEST_ASK_AGAIN_S = 6 * 3600.0
+"""... and later, when descriptors of so many have expired and no others came: the guard may keep them back.
+Doubled while asking others brings nothing.
+"""
 PARTIAL_S = 10.0
 """After so long a part of the directory has to do."""
 
@@ -174,9 +179,8 @@ class Discovery:
     def start(self) -> None:
         """Run what runs while the node does. `host.endpoint` is there."""
         self._nursery.start_soon(self._keep_time)
-        self._nursery.start_soon(self._keep_pumping)
-        self._nursery.start_soon(self._keep_applying)
-        self._nursery.start_soon(self._keep_saving)
+        for task in (self._keep_pumping, self._keep_applying, self._keep_saving):
+            self._nursery.start_soon(keep_running, task)
         self._nursery.start_soon(keep_running, lambda: self.source.run(self._use_roots))
         self._nursery.start_soon(
             keep_running, self._keep_sources if self.is_customer else self._keep_neighbours
@@ -432,6 +436,8 @@ class Discovery:
         link: Link | None = None
         try:
             link = await self._dial_any(wanted.identity, wanted.addresses)
+        except Exception as error:  # an error of ours must not cost the node its circuits
+            log.error("discovery failed", exc_info=error)
         finally:
             self.neighbours.handle_dialled(wanted.identity, link is not None, trio.current_time())
             self._look.set()
@@ -462,10 +468,18 @@ class Discovery:
             await trio.sleep(CUSTOMER_WAIT_S)
         tried: set[bytes] = set()
         asked = 0
+        again_s, again_at = ASK_AGAIN_S, trio.current_time() + ASK_AGAIN_S
         while True:
             if self.gossip.synced and len(self.gossip.store) and (self._covers() or asked >= MOST_SOURCES):
                 asked = MOST_SOURCES
                 await trio.sleep(LOOK_S)
+                now = trio.current_time()
+                if self._covers():
+                    again_s, again_at = ASK_AGAIN_S, now + ASK_AGAIN_S
+                elif now >= again_at:
+                    again_s = min(2 * again_s, LONGEST_ASK_AGAIN_S)
+                    again_at = now + again_s
+                    asked -= CUSTOMER_SOURCES
                 continue
             members = [
                 member

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from overlay.config.check import advertised_addresses
-from overlay.descriptor import Address
+from overlay.descriptor import Address, is_usable_address
 from overlay.errors import OverlayError
 from overlay.gossip.messages import Attempt, DialBack, DialedBack, encode_gossip
 from overlay.gossip.reachability import (
@@ -112,7 +112,7 @@ class Publisher:
 
     def status(self) -> dict[str, Any]:
         """Figures for `hopfare status`."""
-        local, seen = self._local, list(self._discovery.seen.values())
+        local, seen = self._local, list(self._trusted_sights().values())
         return {
             "published": self._published is not None,
             "sequence": self._published.sequence if self._published is not None else None,
@@ -165,7 +165,7 @@ class Publisher:
                 (one.port for one in config.relay.listen if (6 if ":" in one.ip else 4) == version), 0
             )
             networks: dict[str, set[bytes]] = {}
-            for link, ip in self._discovery.seen.items():
+            for link, ip in self._trusted_sights().items():
                 if (6 if ":" in ip else 4) == version:
                     networks.setdefault(ip, set()).add(network_of(link.peer_address[0]))
             votes = Counter({ip: len(who) for ip, who in networks.items()}).most_common(2)
@@ -175,6 +175,13 @@ class Publisher:
                 if address not in found and not (mapped is not None and version == 4):
                     found.append(address)
         return tuple(found)
+
+    def _trusted_sights(self) -> dict[Link, str]:
+        """Where neighbours see this relay: those of its own choice, where they have said so. Who dialled it
+        may be many that act together.
+        """
+        seen, chosen = self._discovery.seen, self._discovery.neighbours.chosen
+        return {link: ip for link, ip in seen.items() if link.peer in chosen} or dict(seen)
 
     def _publish(self, addresses: tuple[Address, ...]) -> None:
         now = trio.current_time()
@@ -208,7 +215,10 @@ class Publisher:
     def _must_test(self, wanted: tuple[Address, ...], now: float) -> bool:
         if set(wanted) != set(self._tests):
             return True
-        if frozenset(self._discovery.seen.values()) != self._seen_at_test and now > self._tested_at + RETRY_S:
+        if (
+            frozenset(self._trusted_sights().values()) != self._seen_at_test
+            and now > self._tested_at + RETRY_S
+        ):
             return True  # the address has changed, or a neighbour sees another one
         good = all(test.finding((), self._local) is Finding.REACHABLE for test in self._tests.values())
         return now > self._tested_at + (RETEST_S if good else RETRY_S)
@@ -224,7 +234,7 @@ class Publisher:
                 nursery.start_soon(self._ask, link, wanted, tests)
         self._tests = tests
         self._tested_at = trio.current_time()
-        seen = list(self._discovery.seen.values())
+        seen = list(self._trusted_sights().values())
         self._seen_at_test = frozenset(seen)
         findings = {address: test.finding(seen, self._local) for address, test in tests.items()}
         sentences = {
@@ -250,6 +260,8 @@ class Publisher:
     def _choose_askers(self) -> list[Link]:
         links = self._discovery.partners()
         random.SystemRandom().shuffle(links)
+        # Who dialled this relay, perhaps to keep it from publishing, is asked last.
+        links.sort(key=lambda link: link.peer not in self._discovery.neighbours.chosen)
         chosen: list[Link] = []
         networks: set[bytes] = set()
         for link in links:
@@ -258,6 +270,7 @@ class Publisher:
                 networks.add(network)
                 chosen.append(link)
         chosen += [link for link in links if link not in chosen]
+        chosen.sort(key=lambda link: link.peer not in self._discovery.neighbours.chosen)
         return chosen[: max(ASK, AGREE)]
 
     async def _ask(self, link: Link, wanted: tuple[Address, ...], tests: dict[Address, AddressTest]) -> None:
@@ -280,7 +293,7 @@ class Publisher:
         waiting = self._requests.get(message.request)
         if waiting is None or waiting[0] is not link or link.peer is None:
             return
-        if message.seen:
+        if is_usable_address(message.seen):
             self._discovery.seen[link] = message.seen
         for attempt in message.attempts:
             test = self._tests_under_way.get(attempt.address)

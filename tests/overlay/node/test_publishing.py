@@ -36,7 +36,12 @@ class Neighbour:
 class Found:
     seen: dict = field(default_factory=dict)
     on_handed: object = None
+    neighbours: object = field(default_factory=lambda: SimpleNamespace(chosen={}))
+    links: list = field(default_factory=list)
     gossip: object = field(default_factory=lambda: SimpleNamespace(store=SimpleNamespace(rival_sequence=-1)))
+
+    def partners(self):
+        return list(self.links)
 
 
 async def publisher(*, listen=("0.0.0.0", "::"), advertise=()):
@@ -66,6 +71,19 @@ async def test_the_address_is_what_most_networks_see_and_a_new_one_is_noticed():
         if ":" not in link.ip:
             found[link] = "198.51.100.99"
     assert own._wanted_addresses()[0] == Address("198.51.100.99", 4433)
+
+
+async def test_neighbours_of_ones_own_choice_count_before_those_who_dialled_it():
+    own = await publisher()
+    found = own._discovery
+    friend = Neighbour("10.1.0.1", b"f" * 32)
+    liars = [Neighbour(f"66.{n}.0.1", bytes([n]) * 32) for n in range(20)]
+    found.seen.update(dict.fromkeys(liars, "203.0.113.9") | {friend: "198.51.100.7"})
+    found.links = [friend, *liars]
+    assert own._wanted_addresses() == (Address("203.0.113.9", 4433),), "it has no other word"
+    found.neighbours.chosen[friend.peer] = 0.0
+    assert own._wanted_addresses() == (Address("198.51.100.7", 4433),)
+    assert own._choose_askers()[0] is friend
 
 
 async def test_what_is_configured_is_not_asked_of_others():
