@@ -35,7 +35,6 @@ from overlay.logs import RateLimit, get_logger
 from overlay.messages import Build, Built, Destroy, Goodbye, Payment, decode_control, encode_control
 from overlay.node.directory_host import explain_no_extend
 from overlay.node.duty import MAX_DRAIN_S, DutyKeeper
-from overlay.node.io.exit_side import ExitSide, open_exit_side
 from overlay.node.io.files import load_directory, load_identity, load_onion_keys
 from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.metrics import serve_metrics
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from overlay.identity import Identity
     from overlay.links.link import Link
     from overlay.messages import Message
+    from overlay.node.io.exit_side import ExitSide
     from overlay.node.money import Money
     from overlay.tabs.types import Side
     from payments.tab import CloseReason
@@ -451,6 +451,9 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             )
         )
         if as_exit:
+            # DNS and firewall are an exit's: some megabytes that a relay does without.
+            from overlay.node.io.exit_side import open_exit_side
+
             node.exit_side = await stack.enter_async_context(
                 open_exit_side(config, node.engine, directory, node.endpoint.run_batch)
             )
