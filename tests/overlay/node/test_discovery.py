@@ -315,6 +315,26 @@ async def test_a_customer_asks_others_when_the_first_keeps_most_of_the_list_back
                     await until(lambda customer=customer: len(customer.directory) == 6)
 
 
+async def test_a_customer_asks_others_again_when_its_directory_has_shrunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a guard brings nothing new, and what was known expires."""
+    monkeypatch.setattr(discovery_module, "ASK_AGAIN_S", 0.2)
+    monkeypatch.setattr(discovery_module, "LOOK_S", 0.05)
+    with trio.fail_after(WHOLE_S):
+        async with open_nodes(tmp_path, 6) as (nodes, source):
+            await until(lambda: all(len(node.store) == 6 for node in nodes))
+            folder = tmp_path / "customer"
+            folder.mkdir(mode=0o700)
+            async with open_node(folder, StaticSource(source.roots)) as customer:
+                await until(lambda: len(customer.directory) == 6)
+                store = customer.discovery.gossip.store
+                store.set_roots(RootList(list(source.roots)[:1], "what has not expired"))
+                store.set_roots(source.roots)
+                assert len(store) == 1
+                await until(lambda: len(store) == 6)
+
+
 async def test_an_error_of_ours_in_a_task_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery_module, "RESTART_S", 0.01)
     runs = []
