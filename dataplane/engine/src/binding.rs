@@ -475,6 +475,7 @@ impl Engine {
             Event::ProbeAnswered { link, size } => ("probe", link, size).into_bound_py_any(py),
             Event::FlowLost { flow, fault } => ("flow lost", flow, fault).into_bound_py_any(py),
             Event::EchoReply { flow, token } => {
+                self.shared.waiting_echoes.fetch_sub(1, Ordering::Relaxed);
                 ("echo", flow, PyBytes::new(py, &token)).into_bound_py_any(py)
             }
             Event::MeterLow { meter } => ("meter low", meter).into_bound_py_any(py),

@@ -27,7 +27,7 @@ use crate::net::{publish, Conn, Net, CODE_PROTOCOL};
 use crate::probes::Probes;
 use crate::shared::{
     Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, MeterFigures, Name, NamedPrice, Shared,
-    MAX_WAITING_CONTROL,
+    MAX_WAITING_CONTROL, MAX_WAITING_ECHOES,
 };
 use crate::tls::{Settings, LINK_FRAME};
 
@@ -170,7 +170,9 @@ impl DataThread {
             let ready = self.wait();
             let now = Instant::now();
             self.shared.totals.loops.fetch_add(1, Ordering::Relaxed);
-            self.shared.take_commands(&mut commands);
+            if ready.commands {
+                self.shared.take_commands(&mut commands);
+            }
             for command in commands.drain(..) {
                 self.carry_out(command, now);
             }
@@ -189,6 +191,7 @@ impl DataThread {
             }
             self.core.pump(self.ns(now), &mut self.net);
             self.flush();
+            self.forget_stopped();
             self.report();
         }
     }
@@ -250,6 +253,7 @@ impl DataThread {
                 ready.readable |= 1 << at;
             }
         }
+        ready.commands = !fds[0].revents().is_empty();
         ready.tun = tun_at.is_some_and(|at| !fds[at].revents().is_empty());
         ready
     }
@@ -423,8 +427,8 @@ impl DataThread {
     }
 
     fn close(&mut self, link: Name, code: u64, reason: String, tell_peer: bool, now: Instant) {
-        let Some(id) = self.links.remove(&link) else { return };
         self.probes.forget(link);
+        let Some(id) = self.links.remove(&link) else { return };
         self.leave(id);
         let Some(conn) = self.net.conn(id) else { return };
         if tell_peer {
@@ -582,6 +586,8 @@ impl DataThread {
                     conn.control_stalled = false;
                     if let Some(stream) = conn.control {
                         self.read_control(id, stream);
+                        // What was read opens the peer's window again.
+                        self.net.mark_dirty(id);
                     }
                 }
             }
@@ -655,13 +661,31 @@ impl DataThread {
                 }
             }
             if is_last {
-                self.leave(id);
+                self.note_end(id);
                 if let Some(conn) = self.net.conns[id as usize].take() {
                     self.links.remove(&conn.link);
+                    self.probes.forget(conn.link);
                 }
                 return;
             }
         }
+    }
+
+    /// A connection that a Stateless Reset ended is drained before its event was taken.
+    fn note_end(&mut self, id: u32) {
+        let Some(conn) = self.net.conn(id) else { return };
+        if conn.is_gone {
+            return;
+        }
+        let link = conn.link;
+        let mut reason = ConnectionError::Reset;
+        while let Some(event) = conn.quic.poll() {
+            if let QuicEvent::ConnectionLost { reason: found } = event {
+                reason = found;
+            }
+        }
+        self.net.events.extend(ended(link, &reason));
+        self.leave(id);
     }
 
     fn read_datagrams(&mut self, id: u32, now: Instant) {
@@ -712,8 +736,8 @@ impl DataThread {
                 while let Some(stream) = conn.quic.streams().accept(Dir::Uni) {
                     fresh.push(stream);
                 }
-                conn.widen();
                 if conn.is_up {
+                    conn.widen();
                     for stream in fresh {
                         self.read_stream(id, stream, now);
                     }
@@ -787,6 +811,13 @@ impl DataThread {
             Taken::Open => {}
             Taken::Finished => self.core.on_stream(id, key, &[], true, ns, &mut self.net),
             Taken::Reset => self.core.on_stream_reset(id, key, &mut self.net),
+        }
+    }
+
+    /// QUIC tells nothing more of streams that the core has had stopped: it must not keep them.
+    fn forget_stopped(&mut self) {
+        for (id, stream) in std::mem::take(&mut self.net.stopped) {
+            self.core.on_stream_reset(id, stream, &mut self.net);
         }
     }
 
@@ -991,6 +1022,15 @@ impl DataThread {
     }
 
     fn expire_timers(&mut self, now: Instant) {
+        // Times that were overtaken by earlier ones stay until they are due: up to the idle time.
+        if self.timers.len() > 4 * self.net.conns.len() + 256 {
+            self.timers.clear();
+            for (id, conn) in self.net.conns.iter().enumerate() {
+                if let Some(at) = conn.as_deref().and_then(|conn| conn.scheduled) {
+                    self.timers.push(Reverse((at, id as u32)));
+                }
+            }
+        }
         while let Some(&Reverse((at, id))) = self.timers.peek() {
             if at > now {
                 break;
@@ -1078,7 +1118,12 @@ impl DataThread {
                     }
                 }
                 CoreEvent::EchoReply { flow, token } => {
+                    // One train may carry thousands; whoever asked for none has no use for them.
+                    if self.shared.waiting_echoes.load(Ordering::Relaxed) >= MAX_WAITING_ECHOES {
+                        continue;
+                    }
                     if let Some((name, _)) = self.flow_cells.get(&flow) {
+                        self.shared.waiting_echoes.fetch_add(1, Ordering::Relaxed);
                         self.net.events.push(Event::EchoReply { flow: *name, token });
                     }
                 }
@@ -1108,6 +1153,7 @@ impl DataThread {
 struct Ready {
     readable: u32,
     writable: u32,
+    commands: bool,
     tun: bool,
 }
 

@@ -44,6 +44,8 @@ pub struct Conn {
     /// Unidirectional streams that were readable before the link was up.
     pub early: Vec<StreamId>,
     pub bad_datagrams: u32,
+    /// A fault was told: Python ends the link, and needs no second word.
+    pub is_faulty: bool,
     /// Frames sent that ask for an acknowledgement, as of the last look.
     pub elicited: u64,
     pub uni_limit: u32,
@@ -71,6 +73,7 @@ impl Conn {
             control_stalled: false,
             early: Vec::new(),
             bad_datagrams: 0,
+            is_faulty: false,
             elicited: 0,
             uni_limit: EARLY_STREAMS,
             out: FxHashMap::default(),
@@ -170,6 +173,8 @@ pub struct Net {
     pub events: Vec<Event>,
     pub tun: Option<TunFile>,
     pub tun_error: Option<String>,
+    /// Streams of peers that the core has had stopped in this turn.
+    pub stopped: Vec<(u32, u64)>,
     random: RandomBuffer,
 }
 
@@ -181,6 +186,7 @@ impl Net {
             events: Vec::new(),
             tun: None,
             tun_error: None,
+            stopped: Vec::new(),
             random: RandomBuffer::new(),
         }
     }
@@ -201,9 +207,10 @@ impl Net {
     /// The peer broke a rule; Python ends the link.
     pub fn fault(&mut self, id: u32, code: u64, reason: &str) {
         let Some(conn) = self.conn(id) else { return };
-        if conn.is_gone {
+        if conn.is_gone || conn.is_faulty {
             return;
         }
+        conn.is_faulty = true;
         let link = conn.link;
         self.events.push(Event::Fault { link, code, reason: reason.to_owned() });
     }
@@ -276,6 +283,7 @@ impl Driver for Net {
     fn stop_stream(&mut self, link: LinkId, stream: u64) {
         if let Some(conn) = self.conn(link) {
             let _ = conn.quic.recv_stream(stream_id(stream)).stop(VarInt::from_u32(0));
+            self.stopped.push((link, stream));
             self.mark_dirty(link);
         }
     }

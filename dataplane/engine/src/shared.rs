@@ -14,6 +14,8 @@ pub type Name = u64;
 
 /// Bytes of control messages that may wait for Python before links are not read any more.
 pub const MAX_WAITING_CONTROL: usize = 16 << 20;
+/// Echo replies that may wait for Python before more are dropped.
+pub const MAX_WAITING_ECHOES: usize = 4096;
 
 /// A price as Python gives it.
 pub struct NamedPrice {
@@ -239,6 +241,7 @@ pub struct Shared {
     events: Mutex<Vec<Event>>,
     event_fd: OwnedFd,
     pub waiting_control: AtomicUsize,
+    pub waiting_echoes: AtomicUsize,
     pub totals: Totals,
 }
 
@@ -257,6 +260,7 @@ impl Shared {
             events: Mutex::default(),
             event_fd: eventfd(0, flags)?,
             waiting_control: AtomicUsize::new(0),
+            waiting_echoes: AtomicUsize::new(0),
             totals: Totals::default(),
         })
     }
@@ -277,10 +281,9 @@ impl Shared {
         }
     }
 
+    /// Take all commands; for when `command_fd` is readable, and then only: whoever set the flag may not have written
+    /// yet, and a write that nobody reads would wake the thread for ever.
     pub fn take_commands(&self, into: &mut Vec<Command>) {
-        if !self.command_flag.load(Ordering::Acquire) {
-            return;
-        }
         let mut buffer = [0; 8];
         let _ = rustix::io::read(&self.command_fd, &mut buffer);
         self.command_flag.store(false, Ordering::Release);

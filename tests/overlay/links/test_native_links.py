@@ -255,6 +255,28 @@ async def test_a_lost_close_is_repeated(kinds):
         assert ours.closes == [(55, "going")]
 
 
+async def test_a_peer_that_has_forgotten_the_link_ends_it():
+    async with (
+        two(("native", "native")) as (dialler, acceptor, ours, theirs),
+        udp_relay(acceptor.addresses[0]) as relay,
+    ):
+        link = await dialler.dial(relay.address, ACCEPTOR.node_id)
+        await theirs.until(lambda: theirs.ups)
+        relay.passes = lambda _: False
+        acceptor.links[0].close(55, "going")
+        await theirs.until(lambda: theirs.closes)
+        await trio.sleep(1.5)  # QUIC's closing period, of which nothing tells
+        relay.passes = lambda _: True
+        link.send_control(CONTROL)
+        await ours.until(lambda: ours.closes, 9)  # before the answer to a keep-alive can be missed
+        # On a slow machine the period may not be over.
+        assert ours.closes[0] in (
+            (CloseCode.TRANSPORT, "QUIC: the other node has started anew"),
+            (55, "going"),
+        )
+        assert dialler.links == []
+
+
 @pytest.mark.parametrize("kind", ["qh3", "aioquic"])
 async def test_what_breaks_the_rules_of_a_link_ends_it(kind):
     """Datagrams of a wrong size, an end of the control stream, messages that cannot be read, or too many."""
