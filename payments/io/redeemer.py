@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from payments.abi import OnChainPurse, encode_claims
-from payments.errors import ChainError, NoFundsError
+from payments.errors import ChainError, LedgerError, NoFundsError
 from payments.fees import Fees, GasAverage
 from payments.io.chain.client import Chain
 from payments.io.chain.sender import Sender
@@ -83,7 +83,8 @@ class Redeemer:
                 if not failing:
                     log.error("redeem_no_gas_money", account=checksum_address(self._sender.address))
                 failing = True
-            except ChainError as error:
+            except (ChainError, LedgerError) as error:
+                # A full disk passes too; what is to be claimed is on it already.
                 if not failing:
                     log.warning("redeem_failed", reason=str(error))
                 failing = True
@@ -172,5 +173,5 @@ class Redeemer:
         for transaction in await self._sender.resume():
             try:
                 await self._sender.wait(transaction, 1)
-            except ChainError as error:
+            except (ChainError, LedgerError) as error:
                 log.warning("old_transaction_failed", kind=transaction.kind, reason=str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from payments import abi
 from payments.books import Book, Claim, Domain, SignedBook, Ticket
 from payments.chains import build_chain
 from payments.digest import book_digest, domain_separator
+from payments.errors import LedgerError
 from payments.fees import AVERAGE_HALF_LIFE_S, Fees, GasAverage, choose_fees
 from payments.io.chain.client import Chain
 from payments.io.chain.deploy import deploy
@@ -22,7 +24,7 @@ from payments.io.chain.devchain import advance_time, open_devchain
 from payments.io.chain.rpc import Rpc
 from payments.io.chain.sender import Sender
 from payments.io.ledger import Ledger, PurseKeyed
-from payments.io.redeemer import Redeemer
+from payments.io.redeemer import Redeemer, RoundResult
 from payments.keys import PurseKey
 from payments.redeemer import MAX_BATCH, Claimable, RedeemLimits, decide
 from payments.state import PurseState
@@ -191,3 +193,22 @@ async def test_a_purse_that_unlocks_is_claimed_before_it_is_empty(tmp_path: Path
                 assert (await redeemer.round(force=True)).claims == 0, "nothing is claimed twice"
                 [(_, claimed)] = ledger.claims(deployment.domain, relay_key.address)
                 assert claimed == 90 * 10**12
+
+
+async def test_a_ledger_that_is_not_written_ends_a_round_and_not_the_task(autojump_clock: object) -> None:
+    nothing: Any = None
+    redeemer = Redeemer(nothing, nothing, nothing, bytes(20), LIMITS, time.time, interval_s=1.0)
+    rounds = []
+
+    async def fail(force: bool = False) -> RoundResult:
+        rounds.append(force)
+        raise LedgerError("disk full")
+
+    async def resumed() -> None:
+        pass
+
+    redeemer.round = fail  # type: ignore[method-assign]
+    redeemer._finish_old = resumed  # type: ignore[method-assign]
+    with trio.move_on_after(5.5):
+        await redeemer.run()
+    assert len(rounds) == 6
