@@ -21,7 +21,7 @@ from payments.digest import attach_digest, domain_separator
 from payments.errors import DecodeError
 from payments.keys import recover
 from payments.payee import Payee
-from payments.refusals import FAULT_LIMIT, Refusal, fault_points
+from payments.refusals import FAULT_LIMIT, UNUSED_BOOK_POINTS, Refusal, fault_points
 from payments.state import EMPTY, PurseState
 from payments.tab import (
     TOLERANCE_SHARE,
@@ -112,6 +112,11 @@ class PayeeTab:
     def is_open(self) -> bool:
         """Whether books and tickets are taken."""
         return self._phase is _Phase.OPEN
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether the attached purse's worth is known, also after the end."""
+        return self._machine is not None
 
     @property
     def worth_wei(self) -> int:
@@ -296,6 +301,7 @@ class PayeeTab:
         if self._machine is None or self._phase is not _Phase.OPEN:
             return self._refuse(Refusal.NOT_ATTACHED, signed.book.number, 0, "a book before the attachment")
         first = self._machine.state.book is None
+        is_unused = not first and self._machine.index == 0
         gained = self._machine.accept_book(signed)
         if isinstance(gained, Refusal):
             if gained in (Refusal.DEPOSIT, Refusal.UNLOCKING):
@@ -311,7 +317,15 @@ class PayeeTab:
             self._durable_spent_wei += base
             self._store_asked_spent_wei += base
             self._reported_wei += base
-        self._faults = max(0, self._faults - 1)
+        if is_unused and not gained:
+            # Each book costs a signature to check and a write to disk; one in whose place another comes
+            # paid for neither. It happens to a payer that lost its memory, once.
+            self._faults += UNUSED_BOOK_POINTS
+            if self._faults >= FAULT_LIMIT:
+                self._phase = _Phase.CLOSED
+                return [self._store(), CutOff(CloseReason.FORGERY, "many books without a ticket")]
+        else:
+            self._faults = max(0, self._faults - 1)
         return [self._store(), *self._grant(now)]
 
     def _on_ticket(self, number: int, index: int, word: bytes, now: float) -> list[Output]:

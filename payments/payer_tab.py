@@ -153,7 +153,8 @@ class PayerTab:
                 and self._window_wei >= 4 * packets * SLOW_START_PACKETS * self._price_wei
             ):
                 packets *= 4
-        return packets * self._price_wei
+        # Not in the price: a payee that names a large least ticket would have the first window prepaid whole.
+        return max(packets * self._price_wei, self._minimum_value_wei) if self._price_wei else 0
 
     @property
     def state(self) -> PurseState:
@@ -185,7 +186,7 @@ class PayerTab:
 
         0 means that no circuit is left; nothing is prepaid for none.
         """
-        self._price_wei = max(packet_wei, self._minimum_value_wei) if packet_wei else 0
+        self._price_wei = packet_wei
         self._window_wei = max(
             self._window_wei, min(SLOW_START_PACKETS * self._price_wei, self._limits.limit_wei)
         )

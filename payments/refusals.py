@@ -53,6 +53,9 @@ FAULT_LIMIT = 16
 """Fault points after which a payee cuts the peer off. Forged signatures cost us 50 us each, wrong words at
 most 1,024 hashes (1.3 ms): so a hostile peer costs at most about 11 ms before it is gone."""
 
+UNUSED_BOOK_POINTS = 2
+"""For a good book that takes the place of one from which no ticket was given."""
+
 _POINTS = {
     Refusal.MALFORMED: FAULT_LIMIT,
     Refusal.ATTACH_SIGNATURE: FAULT_LIMIT,

@@ -455,3 +455,30 @@ def test_no_price_means_nothing_is_prepaid() -> None:
     net.start()
     net.run(50)
     assert net.payer.worth_wei == 0
+
+
+def test_a_large_least_ticket_does_not_widen_the_first_window() -> None:
+    payer = PayerTab(KEY, DOMAIN, PAYEE, NODE, PayerLimits(10**6), purse=VIEW)
+    payer.on_message(formats.encode_terms(formats.Terms(DOMAIN, PAYEE, b"\x77" * 32, 0, 10_000)), 0)
+    payer.on_message(formats.encode_state(formats.State(None, 0, bytes(32), 0)), 0)
+    assert payer.is_open
+    payer.set_price(1000, 0)
+    assert payer.ticket_wei == 10_000
+    assert 0 < payer.prepaid_wei <= 64_000
+
+
+def test_good_books_that_nobody_uses_end_the_link() -> None:
+    payee = PayeeTab(DOMAIN, PAYEE, NODE, PayeeLimits(10**6), b"\x77" * 32)
+    payee.start(0)
+    digest = attach_digest(domain_separator(DOMAIN), PAYEE, NODE, b"\x77" * 32)
+    payee.on_message(formats.encode_attach(formats.Attach(KEY.address, KEY.sign(digest))), 0)
+    payee.on_loaded(PurseState(), VIEW, 0)
+    outputs: list[Output] = []
+    number = 0
+    while not cuts(outputs) and number < 100:
+        number += 1
+        book = Book(PAYEE, number, 0, 1000, 1, build_chain(bytes(32), 1)[0])
+        signed = SignedBook(book, KEY.sign(book_digest(domain_separator(DOMAIN), book)))
+        outputs = payee.on_message(formats.encode_book(signed), 0)
+    assert cuts(outputs) == [CloseReason.FORGERY]
+    assert 2 < number <= FAULT_LIMIT
