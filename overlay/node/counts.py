@@ -10,6 +10,7 @@ from overlay.tabs.types import Reading, Side
 if TYPE_CHECKING:
     from overlay.engine.interface import FlowHandle
     from overlay.engine.meters import Meter
+    from overlay.tabs.desk import LinkTabs
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class LinkMoney:
 
     counts: dict[Side, Count]
     payer: bytes = b""
+    tabs: LinkTabs | None = None
     earned_noted: tuple[int, int, int] = (0, 0, 0)
     """Packets, tickets and wei that are in the day's earnings already."""
     seen: tuple[int, ...] = ()

@@ -29,7 +29,7 @@ from overlay.tabs.desk import Act, Desk
 from overlay.tabs.earning import EarningTerms
 from overlay.tabs.paying import PayingTerms
 from overlay.tabs.types import Fund, LoadOwn, Look, Reading, Side
-from payments.errors import ChainError
+from payments.errors import ChainError, LedgerError
 from payments.io.ledger import DayEarnings, PurseKeyed
 from payments.keys import checksum_address
 from payments.tab import (
@@ -177,7 +177,9 @@ class Money:
         payee = b"" if peer is None else self._host.payee_of(peer)
         # A relay of the directory is known; whoever else comes must have its purse confirmed first.
         start_wei = self._settings.startup_credit_wei if payee else 0
-        self._do(self.desk.link_up(link, peer, payee, os.urandom(32), start_wei, now))
+        acts = self.desk.link_up(link, peer, payee, os.urandom(32), start_wei, now)
+        self._links[link].tabs = self.desk.links[link]
+        self._do(acts)
 
     def on_directory(self) -> None:
         """Descriptors have come or changed: neighbours may have an account now."""
@@ -189,15 +191,16 @@ class Money:
         """A neighbour is gone; its circuits were reported before."""
         if link not in self._links:
             return
-        tabs = self.desk.links.get(link)
-        worth_wei = 0 if tabs is None or tabs.earning is None else tabs.earning.tab.worth_wei
+        tabs = self._links[link].tabs
+        tab = None if tabs is None or tabs.earning is None else tabs.earning.tab
+        was_loaded = tab is not None and tab.was_loaded
         self._do(self.desk.link_closed(link, now))
         gone = self._links.pop(link)
         meter = gone.counts["earning"].meter
         self._by_meter.pop(id(meter), None)
         self._engine.unwatch_meter(meter)
-        if gone.payer:
-            self.purses.forget_start(gone.payer, worth_wei)
+        if tab is not None and was_loaded and not self.desk.is_attached(gone.payer):
+            self.purses.forget_start(gone.payer, tab.worth_wei)
 
     def on_payment(self, link: Link, data: bytes, now: float) -> None:
         """A payment message came."""
@@ -311,7 +314,7 @@ class Money:
         if self._redeemer is not None:
             await self._redeemer.run()
             return
-        with suppress(ChainError):
+        with suppress(ChainError, LedgerError):
             for old in await self._sender.resume():
                 await self._sender.wait(old)
 
@@ -412,9 +415,9 @@ class Money:
 
     def _store(self, link: Link, side: Side, store: Store) -> None:
         money = self._links.get(link)
-        tabs = self.desk.links.get(link)
         if money is None:
             return
+        tabs = money.tabs  # The desk has forgotten a link when the last states of it come.
         if side == "paying":
             if tabs is not None and tabs.paying is not None:
                 purse = PurseKeyed(self._domain, self._key.address, tabs.paying.payee)
@@ -446,11 +449,10 @@ class Money:
 
     def _on_purse_busy(self, side: str, purse: PurseKeyed) -> None:
         """Someone else wrote this purse: nothing more is given or taken on it here."""
-        self.problems["purse"] = (
-            "money: another process used the purse of "
-            f"{checksum_address(purse.payer)} towards {checksum_address(purse.payee)}; stop it"
-        )
-        log.error("purse changed by another process", payer=checksum_address(purse.payer))
+        # Who pays us is a customer as a rule, and is named in no log.
+        which = "a purse that pays us" if side == "payee" else f"the purse to {checksum_address(purse.payee)}"
+        self.problems["purse"] = f"money: another process used {which}; stop it"
+        log.error("purse changed by another process", side=side)
         for link, money in list(self._links.items()):
             tabs = self.desk.links.get(link)
             ours = tabs is not None and tabs.paying is not None and tabs.paying.payee == purse.payee

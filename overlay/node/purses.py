@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LOAD_TIMEOUT_S = 9.0
 """For ledger and chain to tell of a purse; a payer waits ten seconds for service."""
 MAX_LOADS = 8
+"""Of purses with money in them, and as many of others: new keys cost nothing, so they only delay
+each other."""
 LOOK_AGAIN_S = 0.5
 VIEW_KEPT_S = 3600.0
 """A purse seen so lately is served although no endpoint of the chain answers."""
@@ -76,9 +78,11 @@ class Purses:
         self._do_now = do
         self._note = note
         self._on_change = on_change
+        self._lent: dict[bytes, bytes] = {}
         self._views: dict[bytes, tuple[float, PurseView]] = {}
         self._looked: dict[bytes, float] = {}
         self._loads = trio.CapacityLimiter(MAX_LOADS)
+        self._known_loads = trio.CapacityLimiter(MAX_LOADS)
         self._funding = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._late: list[Act[Link]] = []
@@ -139,7 +143,7 @@ class Purses:
         purse = PurseKeyed(self._domain, payer, self._payee)
         try:
             with trio.fail_after(LOAD_TIMEOUT_S):
-                async with self._loads:
+                async with self._known_loads if payer in self._views else self._loads:
                     state = await self._vault.load("payee", purse)
                     view = await self._view(payer)
         except (LedgerError, ChainError, trio.TooSlowError) as error:
@@ -149,12 +153,25 @@ class Purses:
         tabs = self.desk.links.get(link)
         if tabs is None or tabs.earning is None:
             return
-        is_known = tabs.peer is not None and self._payee_of(tabs.peer) == payer
-        if is_known and tabs.earning.start_credit_wei > view.deposited_wei:
+        if (
+            tabs.peer is not None
+            and self._payee_of(tabs.peer) == payer
+            and tabs.earning.start_credit_wei > view.deposited_wei
+        ):
             # Only for the account that its descriptor names, and once: new keys cost nothing.
-            share = self.starts.request(payer, tabs.earning.start_credit_wei)
+            share = self._lend(tabs.peer, payer, tabs.earning.start_credit_wei)
             view = PurseView(view.deposited_wei, view.claimed_wei, view.unlocking, share)
         self._do_now(self.desk.on_loaded(link, payer, state, view, trio.current_time()))
+
+    def _lend(self, peer: bytes, payer: bytes, wanted_wei: int) -> int:
+        """Start-up credit for a purse: one account of an identity, or each new descriptor would get it."""
+        holder = self._lent.get(peer, payer)
+        if holder != payer and self.starts.share_wei(holder):
+            return 0
+        share = self.starts.request(payer, wanted_wei)
+        self._lent[peer] = payer
+        self._lent = {peer: payer for peer, payer in self._lent.items() if self.starts.share_wei(payer)}
+        return share
 
     async def _view(self, payer: bytes) -> PurseView:
         """A purse that pays us, as the chain confirms it; lately seen ones also while the chain is away."""
@@ -164,15 +181,20 @@ class Purses:
             seen = self._views.get(payer)
             if seen is None or trio.current_time() - seen[0] > VIEW_KEPT_S:
                 raise
-            return seen[1]
+            old = seen[1]
+            return PurseView(old.deposited_wei, old.claimed_wei, old.unlocking, self.starts.share_wei(payer))
         return self._see(payer, purse)
 
     def _see(self, payer: bytes, purse: OnChainPurse) -> PurseView:
         view = PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))
+        share = self.starts.share_wei(payer)
+        if not view.deposited_wei and not share:
+            # Whoever shows keys of empty purses must not push out those with money in them.
+            self._views.pop(payer, None)
+            return view
         if payer not in self._views and len(self._views) >= MAX_VIEWS:
             del self._views[next(iter(self._views))]
         self._views[payer] = (trio.current_time(), view)
-        share = self.starts.share_wei(payer)
         if share and view.deposited_wei >= share:
             self.starts.release(payer)
             share = 0

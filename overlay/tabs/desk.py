@@ -251,6 +251,10 @@ class Desk(Generic[L]):
         outputs = tabs.earning.on_stored(sequence, self._read(link, "earning"), now)
         return self._acts(link, "earning", outputs, now)
 
+    def is_attached(self, payer: bytes) -> bool:
+        """Whether a purse that pays us is attached to a link."""
+        return payer in self._attached
+
     def on_purse(self, payer: bytes, view: PurseView) -> None:
         """The chain's view of a purse that pays us changed."""
         link = self._attached.get(payer)

@@ -178,6 +178,8 @@ class Paying:
         """The chain's view of our purse changed."""
         if view.deposited_wei > self.view.deposited_wei:
             self.trouble = ""
+        if view.deposited_wei >= self._asked_deposit_wei:
+            self._asked_deposit_wei = 0  # Else a reorganisation that takes it back would never be made good.
         self.view = view
         if self.tab is None:
             return []

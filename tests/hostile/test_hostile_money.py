@@ -26,7 +26,7 @@ from payments.abi import OnChainPurse
 from payments.books import Domain
 from payments.digest import attach_digest, domain_separator
 from payments.errors import RpcUnavailableError
-from payments.io.ledger import Ledger
+from payments.io.ledger import Ledger, PurseKeyed
 from payments.keys import PurseKey
 from payments.tab import CloseReason
 
@@ -91,9 +91,7 @@ def attach(node: RelayNode, link: StubLink, key: PurseKey = CUSTOMER) -> None:
     deliver(node, link, Payment(formats.encode_attach(formats.Attach(key.address, key.sign(digest)))))
 
 
-async def test_terms_are_shown_to_everybody_and_a_purse_is_attached(
-    tmp_path: Path, autojump_clock: object
-) -> None:
+async def test_terms_are_shown_to_everybody_and_a_purse_is_attached(tmp_path: Path) -> None:
     async with paid_relay(tmp_path, make_peers()) as (node, _):
         link = arrive(node)
         attach(node, link)
@@ -121,9 +119,7 @@ async def test_an_attachment_for_another_relay_or_chain_ends_the_link(
             assert link.closed[0] == CLOSE_BASE + CloseReason.FORGERY
 
 
-async def test_a_chain_that_is_away_turns_new_purses_away_with_the_reason(
-    tmp_path: Path, autojump_clock: object
-) -> None:
+async def test_a_chain_that_is_away_turns_new_purses_away_with_the_reason(tmp_path: Path) -> None:
     async with paid_relay(tmp_path, make_peers()) as (node, chain):
         chain.away = True
         link = arrive(node)
@@ -212,3 +208,62 @@ async def test_a_second_process_with_the_same_purse_is_told(
         assert loser.closed is not None
         assert loser.closed[0] == CLOSE_BASE + CloseReason.PURSE_BUSY
         assert (second if value else first).closed is None
+
+
+async def test_what_a_link_gave_and_took_is_kept_when_it_closes(tmp_path: Path) -> None:
+    peers = make_peers()
+    async with paid_relay(tmp_path, peers) as (node, _):
+        money = node.money
+        assert money is not None
+        link = arrive(node, peers[0].identity.node_id)
+        tabs = money.desk.links[link]  # type: ignore[index]
+        assert tabs.paying is not None
+        tabs.paying._terms = replace(tabs.paying._terms, deposit_wei=1)
+        tabs.paying.learn_payee(CUSTOMER.address)
+        money._do(money.desk.want(link, trio.current_time()))  # type: ignore[arg-type]
+        with trio.fail_after(20):
+            while tabs.paying.tab is None:
+                await trio.sleep(0.01)
+        terms = formats.Terms(DOMAIN, CUSTOMER.address, bytes(32), 0, 1)
+        deliver(node, link, Payment(formats.encode_terms(terms)))
+        deliver(node, link, Payment(formats.encode_state(formats.State(None, 0, bytes(32), 0))))
+        money._do(tabs_price(money, link, 1000))
+        worth = tabs.paying.worth_wei
+        assert worth == 64_000
+        money.link_closed(link, trio.current_time())  # type: ignore[arg-type]
+        with trio.fail_after(20):
+            state = await money.vault.load("payer", PurseKeyed(DOMAIN, KEY.address, CUSTOMER.address))
+        assert state.worth_wei == worth
+
+
+def tabs_price(money: Money, link: Any, packet_wei: int) -> list[Any]:
+    return money.desk.circuit_up("circuit", None, 0, link, packet_wei, trio.current_time())
+
+
+async def test_lent_credit_is_not_free_again_by_going_before_the_purse_is_known(tmp_path: Path) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, _):
+        money = node.money
+        assert money is not None
+        money.purses.starts.request(CUSTOMER.address, 1)
+        link = arrive(node)
+        attach(node, link)
+        money.link_closed(link, trio.current_time())  # type: ignore[arg-type]
+        assert money.purses.starts.total_wei == 1
+
+
+async def test_an_own_link_that_takes_over_keeps_lent_credit_lent(tmp_path: Path) -> None:
+    async with paid_relay(tmp_path, make_peers()) as (node, _):
+        money = node.money
+        assert money is not None
+        old, new = arrive(node), arrive(node)
+        for link in (old, new):
+            link.last_receive_s = -1000.0
+            attach(node, link)
+            with trio.fail_after(20):
+                while not any(isinstance(m, formats.State) for m in said(link)):
+                    await trio.sleep(0.01)
+        money.purses.starts.request(CUSTOMER.address, 1)
+        money.link_closed(old, trio.current_time())  # type: ignore[arg-type]
+        assert money.purses.starts.total_wei == 1
+        money.link_closed(new, trio.current_time())  # type: ignore[arg-type]
+        assert money.purses.starts.total_wei == 0

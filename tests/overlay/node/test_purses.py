@@ -86,6 +86,7 @@ class World:
 
     def __init__(self, ledger: Ledger, peer: bytes | None = None) -> None:
         self.chain = FakeChain()
+        self.descriptor_payee = PAYER
         self.wallet = FakeWallet(self.chain)
         settings: Any = SimpleNamespace(
             max_startup_credit_wei=1500,
@@ -104,7 +105,7 @@ class World:
             self.wallet,  # type: ignore[arg-type]
             own=OWN,
             payee=PAYEE,
-            payee_of=lambda node_id: PAYER if node_id == NODE else b"",
+            payee_of=lambda node_id: self.descriptor_payee if node_id == NODE else b"",
             do=lambda acts: None,
             note=lambda *what, **values: None,
             on_change=self._changed,
@@ -233,5 +234,32 @@ def test_looks_are_few_however_often_they_are_asked_for(
                 world.purses.begin(Act(LINK, "earning", Look(PAYER)))
             await trio.testing.wait_all_tasks_blocked()
             assert world.chain.asked == asked
+
+    trio.run(main)
+
+
+def test_keys_of_empty_purses_are_not_remembered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(700, 0, 0)
+            await world.tell(Load(PAYER))
+            for i in range(5):
+                await world.tell(Load(bytes([i]) * 20))
+            assert list(world.purses._views) == [PAYER]
+
+    trio.run(main)
+
+
+def test_a_new_account_in_a_descriptor_brings_no_new_start_up_credit(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, NODE) as world:
+            await world.tell(Load(PAYER))
+            world.purses.forget_start(PAYER, worth_wei=1000)
+            world.descriptor_payee = b"\x09" * 20
+            *_, view = await world.tell(Load(world.descriptor_payee))
+            assert view.start_credit_wei == 0
+            world.purses.on_purse(PAYER, OnChainPurse(5000, 0, 0))
+            *_, view = await world.tell(Load(world.descriptor_payee))
+            assert view.start_credit_wei == 1000, "the old one was confirmed"
 
     trio.run(main)
