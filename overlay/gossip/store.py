@@ -180,8 +180,8 @@ class Store:
         if descriptor.expires_s - descriptor.published_s > self._limits.max_lifetime_s:
             return Verdict.LIVES_TOO_LONG
         if identity == self.own and not is_own:
-            self._note_rival(entry)
-            return Verdict.OLD  # this node alone says what is so of it
+            # This node alone says what is so of it.
+            return Verdict.OLD if self._note_rival(entry) else Verdict.FORGED
         held = self._by_id.get(identity)
         if not is_own and member is not None and not _names_payee(entry, member):
             return Verdict.WRONG_PAYEE
@@ -220,12 +220,16 @@ class Store:
             return Verdict.LOST
         return None
 
-    def _note_rival(self, entry: SignedDescriptor) -> None:
+    def _note_rival(self, entry: SignedDescriptor) -> bool:
+        """Look at what others say is this node's; False if it is forged."""
+        if entry.descriptor.sequence <= self.rival_sequence:
+            return True  # nothing new, so no signature need be checked
         try:
             check_signatures(entry)
         except DecodeError:
-            return
-        self.rival_sequence = max(self.rival_sequence, entry.descriptor.sequence)
+            return False
+        self.rival_sequence = entry.descriptor.sequence
+        return True
 
     def _allow(self, held: _Held | None, now: float) -> tuple[float, Verdict | None]:
         limits = self._limits

@@ -136,6 +136,16 @@ def test_of_two_with_one_sequence_number_all_keep_the_same_in_any_order():
     assert len(kept) == 1
 
 
+def test_forgeries_of_a_nodes_own_descriptor_are_faults():
+    store = Store(roots_of(range(9)), GossipLimits(), own=identity_of(1).node_id)
+    own = describe(1)
+    assert offer(store, forge(own)) is Verdict.FORGED
+    assert store.rival_sequence == -1
+    assert offer(store, own) is Verdict.OLD
+    assert store.rival_sequence == own.descriptor.sequence
+    assert offer(store, own) is Verdict.OLD
+
+
 def test_a_node_that_changes_all_the_time_is_slowed_down():
     store = store_of(roots_of(range(5)))
     verdicts = [offer(store, describe(3, sequence=number), now=number * 0.01) for number in range(1, 100)]
