@@ -21,9 +21,15 @@ from overlay.links.admission import Admission, Verdict, address_prefix
 from overlay.links.certificate import decode_certificate_key, make_certificate_der
 from overlay.links.constants import ALPN, MIN_INITIAL_BYTES, UDP_PAYLOAD, CloseCode
 from overlay.links.framing import encode_control_frame
-from overlay.links.io.endpoint import PATH_TOO_SMALL_REASON, PROBE_AFTER_S, PROBES, DialError
+from overlay.links.io.endpoint import (
+    NO_ROUTE_REASON,
+    PATH_TOO_SMALL_REASON,
+    PROBE_AFTER_S,
+    PROBES,
+    DialError,
+)
 from overlay.links.io.state import EndpointCounters
-from overlay.links.io.udp import UdpSocket
+from overlay.links.io.udp import UdpSocket, has_route
 from overlay.links.limits import LinkLimits
 from overlay.links.machine import Deliver, End, LinkMachine, Output, Send, Up
 from overlay.logs import RateLimit, get_logger
@@ -249,6 +255,8 @@ class NativeEndpoint:
         if all(sock.is_ipv6 != is_ipv6 for sock in self._sockets):
             family = "IPv6" if is_ipv6 else "IPv4"
             raise DialError(address, CloseCode.REFUSED, f"this node has no {family} socket")
+        if not has_route(address):
+            raise DialError(address, CloseCode.NO_ROUTE, NO_ROUTE_REASON)
         signer = self._identity if self._role == "relay" else None
         machine = LinkMachine(
             is_dialler=True,

@@ -48,6 +48,17 @@ _NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETD
 """What this machine's own routing answers, at once. What others say by ICMP is not asked for."""
 
 
+def has_route(address: tuple[str, int]) -> bool:
+    """Tell whether this machine's own routing table has a way to a numeric address. Sends nothing."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.connect(address)
+    except OSError as error:
+        return error.errno not in _NO_ROUTE
+    return True
+
+
 class TooLargeError(Exception):
     """The interface does not carry a datagram of this size."""
 

@@ -1,8 +1,11 @@
 """Links of the native engine, with one another and with the Python engine's on both libraries."""
 
 import contextlib
+import os
 import random
 import socket
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -10,11 +13,13 @@ from engine_chain import HAS_NATIVE
 from links_net import ACCEPTOR, DIALLER, STRANGER, Recorder
 from udp_relay import udp_relay
 
+from overlay.engine.io import native_links
 from overlay.engine.io.native_links import open_native_links
 from overlay.engine.native import NativeEngine, NativeEngineError
 from overlay.links.constants import LINK_FRAME, CloseCode
 from overlay.links.framing import encode_control_frame
 from overlay.links.io.endpoint import DialError, open_endpoint
+from overlay.links.io.udp import has_route
 from overlay.links.limits import LinkLimits
 from overlay.messages import Goodbye, encode_control
 
@@ -399,3 +404,24 @@ async def test_an_address_in_use_and_a_relay_without_identity_are_refused():
         with pytest.raises(ValueError, match="identity"):
             async with open_native_links([HOST], None, engine):
                 pass
+
+
+async def test_a_dialler_without_a_route_is_told_at_once(monkeypatch):
+    async with two(("native", "native")) as (dialler, acceptor, *_):
+        monkeypatch.setattr(native_links, "has_route", lambda address: False)
+        with pytest.raises(DialError, match="no route") as caught:
+            await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
+        assert caught.value.code == CloseCode.NO_ROUTE
+        assert dialler.links == []
+
+
+def test_the_routing_table_is_asked_without_sending():
+    assert has_route(HOST)
+    ask = "has_route(('192.0.2.1', 9)), has_route(('2001:db8::1', 9))"
+    script = f"from overlay.links.io.udp import has_route; print({ask})"
+    if os.geteuid() == 0:
+        # A namespace of its own, in which there is no network at all.
+        done = subprocess.run(
+            ["unshare", "--net", sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["False", "False"]
