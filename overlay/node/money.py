@@ -196,6 +196,7 @@ class Money:
         was_loaded = tab is not None and tab.was_loaded
         self._do(self.desk.link_closed(link, now))
         gone = self._links.pop(link)
+        self.purses.backing.forget(link)
         meter = gone.counts["earning"].meter
         self._by_meter.pop(id(meter), None)
         self._engine.unwatch_meter(meter)
@@ -253,13 +254,20 @@ class Money:
             count.leave(flow)
         self._do(self.desk.circuit_down(flow, now))
 
-    def explain_unpayable(self, link: Link, price_out: int, now: float) -> str | None:
-        """Why a circuit that costs `price_out` cannot go out on a link, as a sentence; None if it can."""
+    def explain_unpayable(
+        self, link: Link, price_out: int, now: float, front: Link | None = None
+    ) -> str | None:
+        """Why a circuit that costs `price_out` cannot go out on a link, as a sentence; None if it can.
+        `front`: the neighbour that asks for it, if it is not this node's own.
+        """
         if price_out == 0:
             return None
         easy_wei = EASY_ONWARD_TIMES * self._price_wei or self._settings.max_window_wei // FREE_ONWARD_SHARE
         if self._is_relay and price_out > easy_wei:
             return "it costs more onward than this relay advances"
+        tabs = self.desk.links.get(link)
+        if front is not None and tabs is not None and tabs.paying is not None and tabs.paying.payee:
+            self.purses.backing.ask(tabs.paying.payee, front)
         self._do(self.desk.want(link, now))
         return self.desk.explain(link, now)
 

@@ -13,6 +13,7 @@ import trio
 
 from overlay.errors import OverlayError
 from overlay.logs import get_logger
+from overlay.tabs.backing import Backing
 from overlay.tabs.types import Fund, LoadOwn, Look
 from payments.errors import ChainError, LedgerError, PaymentsError
 from payments.exposure import Exposure
@@ -40,6 +41,8 @@ VIEW_KEPT_S = 3600.0
 """A purse seen so lately is served although no endpoint of the chain answers."""
 MAX_VIEWS = 65_536
 CONFIRM_TIMEOUT_S = 900.0
+UNBACKED_SHARE = 2
+"""Of all that may be in purses, a half may be opened for neighbours that have shown no money."""
 
 log = get_logger("money")
 
@@ -66,6 +69,9 @@ class Purses:
         """
         self.desk: Desk[Link]
         self.problem = ""
+        self.backing: Backing[Link] = Backing(
+            settings.max_in_purses_wei // UNBACKED_SHARE, self._left_for_us_wei
+        )
         self.starts = Exposure(settings.max_startup_credit_wei, settings.startup_credit_wei)
         self._settings = settings
         self._chain = chain
@@ -251,6 +257,11 @@ class Purses:
                     missing = max(missing, self._settings.purse_deposit_wei)
                     await self._check_limit(missing)
                     is_new = now.deposited_wei <= now.claimed_wei
+                    if is_new and not self.backing.may_open(payee, missing):
+                        raise PaymentsError(
+                            "who asks for it has shown no money, and purses for such neighbours hold as much "
+                            "as they may (half of payments.max_in_purses)"
+                        )
                     await self._wallet.deposit(payee, missing, is_new=is_new)
                     log.info("purse filled", payee=name, added_wei=missing)
             with trio.fail_after(CONFIRM_TIMEOUT_S):
@@ -268,6 +279,14 @@ class Purses:
             self._note(log.error, "purse not filled", link, payee=name, reason=reason)
             self.desk.on_own_failed(link, f"the purse for it cannot be filled: {reason}", trio.current_time())
             self._on_change()
+
+    def _left_for_us_wei(self, front: Link) -> int:
+        """What a neighbour's purse holds that it has not given us tickets for; confirmed money only."""
+        tabs = self.desk.links.get(front)
+        if tabs is None or tabs.earning is None or not tabs.earning.tab.is_open:
+            return 0
+        tab = tabs.earning.tab
+        return max(0, self.view_of(tab.payer).deposited_wei - tab.worth_wei)
 
     async def _check_limit(self, more_wei: int) -> None:
         """Raise PaymentsError if our purses would hold more than the operator allows."""

@@ -281,11 +281,11 @@ class RelayNode:
 
     # -- what money asks for, and is told
 
-    def may_pay(self, link: Link, wei_per_packet: int) -> str | None:
+    def may_pay(self, front: Link, link: Link, wei_per_packet: int) -> str | None:
         """Why a circuit onward cannot be paid, if it cannot."""
         if self.money is None:
             return None
-        return self.money.explain_unpayable(link, wei_per_packet, trio.current_time())
+        return self.money.explain_unpayable(link, wei_per_packet, trio.current_time(), front)
 
     def circuit_up(
         self, flow: FlowHandle, front: Link, price_in: int, back: Link | None, price_out: int, now: float

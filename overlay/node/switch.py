@@ -66,7 +66,7 @@ class SwitchHost(Protocol[L]):
     def price_out(self, link: L, wei_per_packet: int) -> Price:
         """What packets of a circuit to this neighbour are charged to."""
 
-    def may_pay(self, link: L, wei_per_packet: int) -> str | None:
+    def may_pay(self, front: L, link: L, wei_per_packet: int) -> str | None:
         """Why a circuit to this neighbour could not be paid, or None if it can, or may."""
 
     def circuit_up(
@@ -418,7 +418,7 @@ class CircuitSwitch(Generic[L]):
 
     def _send_onward(self, entry: _Building[L], back: L) -> None:
         price_out = entry.pending.request.price_out
-        unpayable = self._host.may_pay(back, price_out) if price_out else None
+        unpayable = self._host.may_pay(entry.front, back, price_out) if price_out else None
         if unpayable is not None:
             self._refuse(entry, Refusal.UNPAID, unpayable)
             return

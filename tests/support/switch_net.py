@@ -136,7 +136,7 @@ class Relay:
 
     price_out = price_in
 
-    def may_pay(self, link: FakeEnd, wei_per_packet: int) -> str | None:
+    def may_pay(self, front: FakeEnd, link: FakeEnd, wei_per_packet: int) -> str | None:
         return self.unpayable
 
     def circuit_up(self, flow, front, price_in, back, price_out, now) -> None:

@@ -263,3 +263,28 @@ def test_a_new_account_in_a_descriptor_brings_no_new_start_up_credit(tmp_path: P
             assert view.start_credit_wei == 1000, "the old one was confirmed"
 
     trio.run(main)
+
+
+def test_strangers_bind_half_of_what_may_be_in_purses(tmp_path: Path) -> None:
+    """Builds without money behind them, each with another next hop, must leave room for honest ones."""
+
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            hops = [bytes([number]) * 20 for number in (0x71, 0x72, 0x73)]
+            tab = SimpleNamespace(is_open=False, payer=None, worth_wei=0)
+            world.desk.links["stranger"] = SimpleNamespace(peer=None, earning=SimpleNamespace(tab=tab))
+            for hop in hops:
+                world.purses.backing.ask(hop, "stranger")
+            assert (await world.tell(Fund(hops[0], 100)))[0] == "on_own_purse"
+            name, _, sentence = await world.tell(Fund(hops[1], 100))
+            assert name == "on_own_failed"
+            assert "shown no money" in sentence
+            assert world.wallet.deposits == [100]
+            # A customer whose purse is confirmed asks for the same hop.
+            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(50, 0, 0)
+            await world.tell(Load(PAYER))
+            tab.is_open, tab.payer, tab.worth_wei = True, PAYER, 40
+            assert (await world.tell(Fund(hops[1], 100)))[0] == "on_own_purse"
+            assert world.wallet.deposits == [100, 100]
+
+    trio.run(main)
