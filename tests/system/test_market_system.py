@@ -52,11 +52,16 @@ def new_ids(lab: SystemLab, seen: set[int]) -> set[int]:
 
 def build_many(lab: SystemLab, count: int) -> dict[str, int]:
     """Have the client build `count` circuits or a few more; what the relays counted meanwhile."""
-    before = built(lab)
+    before = settled(lab)
     seen: set[int] = set()
     while len(seen) < count:
         lab.client_node().call("newnym")
         seen |= new_ids(lab, seen)
+    return {name: number - before[name] for name, number in settled(lab).items()}
+
+
+def settled(lab: SystemLab) -> dict[str, int]:
+    """What the relays have counted, when nothing is being built any more."""
     wait_until(lambda: all(row["state"] != "building" for row in lab.circuits()), 30, "the last builds")
     last: dict[str, int] = {}
 
@@ -65,8 +70,8 @@ def build_many(lab: SystemLab, count: int) -> dict[str, int]:
         last, earlier = built(lab), last
         return last == earlier
 
-    wait_until(is_stable, 30, "the relays' counts to settle")
-    return {name: number - before[name] for name, number in last.items()}
+    wait_until(is_stable, 30, "the relays' counts to settle", every_s=0.3)
+    return last
 
 
 def test_limits_are_obeyed_over_two_hundred_circuits(priced: SystemLab) -> None:
