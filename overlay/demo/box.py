@@ -7,6 +7,7 @@ or the death of this process, ends everything in it (see `keeper.py`).
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
@@ -244,6 +245,9 @@ class Box:
         # Output goes to memory files, not pipes: a program can then never block on a reader.
         files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
         try:
+            for fd in files[1:]:
+                # Several programs may write at once, and the kernel keeps no common place in memory files.
+                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
             os.pwrite(files[0], stdin, 0)
             process = self.spawn(
                 argv, network=network, env=env, cwd=cwd, resolv=resolv, fds=dict(enumerate(files))
