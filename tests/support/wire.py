@@ -45,9 +45,14 @@ def is_neighbour_talk(seen: Seen) -> bool:
     return seen.protocol == ICMPV6 and seen.payload[0] in _NEIGHBOURS
 
 
+def is_port_unreachable(seen: Seen) -> bool:
+    """The word that nobody listens on a UDP port now: whoever did has stopped."""
+    return _PORT_UNREACHABLE.get(seen.protocol) == tuple(seen.payload[:2])
+
+
 def is_between(seen: Seen, one: set[str], relay: set[str], port: int) -> bool:
     """UDP between one of these addresses and the relay's port; or the word that nobody listens there now."""
-    if _PORT_UNREACHABLE.get(seen.protocol) == tuple(seen.payload[:2]):
+    if is_port_unreachable(seen):
         return {seen.source, seen.destination} <= one | relay
     if seen.protocol != UDP:
         return False

@@ -3,7 +3,7 @@
 import pytest
 from labkit import CLIENT, SystemLab
 from watching import addresses, circuit_that_carries, path_of
-from wire import TCP, UDP, Seen, decode, is_neighbour_talk
+from wire import TCP, UDP, Seen, decode, is_neighbour_talk, is_port_unreachable
 
 from overlay.demo.fleet import PORT
 from overlay.demo.lab import INTERNET
@@ -69,6 +69,8 @@ def test_only_the_exits_way_out_carries_what_can_be_read(lab: SystemLab) -> None
         outside = [s for s in seen[host] if not {s.source, s.destination} <= nodes]
         # Between nodes there is nothing but QUIC to and from relays' ports, in packets that fit every path.
         for packet in between:
+            if is_port_unreachable(packet):
+                continue  # for a customer that has just left; what is quoted of QUIC is looked at below
             assert packet.protocol == UDP, packet
             assert (packet.source in relays and packet.ports[0] == PORT) or (
                 packet.destination in relays and packet.ports[1] == PORT
