@@ -8,15 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from circuits.building.client import BUILD_TIMEOUT_S, BuildDone, BuildFailed, ClientBuild, FailureKind
-from circuits.building.messages import ExitAddresses, ExitHere
 from circuits.guards import GuardStore
 from circuits.path import Path
 from circuits.pool.machine import Pool
@@ -28,35 +23,32 @@ from circuits.pool.types import (
     GuardPassedOver,
     GuardsChanged,
     GuardTakenBack,
-    Leased,
-    Need,
     NeedRefused,
     PoolSettings,
-    Refused,
     SendEcho,
     StartBuild,
-    Trouble,
-    Waiting,
 )
-from exit.addresses import random_inner
 from exit.io.namespace import Namespace
-from overlay.engine.interface import FlowFault, FlowHandle, InnerAddresses, Price
+from overlay.engine.interface import FlowFault, FlowHandle
 from overlay.engine.io.choice import make_engine
 from overlay.engine.meters import Meter
 from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.gossip.messages import is_gossip
 from overlay.identity import format_node_id
 from overlay.io.files import write_atomic
-from overlay.links.constants import CloseCode
-from overlay.links.io.endpoint import DialError, Endpoint
+from overlay.links.io.endpoint import Endpoint
 from overlay.logs import get_logger
-from overlay.messages import Build, Built, Destroy, Payment, decode_control, encode_control
+from overlay.messages import Built, Destroy, Payment, decode_control, encode_control
+from overlay.node.client_builds import Builds
+from overlay.node.client_leases import Leases
+from overlay.node.client_status import describe_client
 from overlay.node.client_view import FAULT_SENTENCES, describe_circuit, explain_destroy
+from overlay.node.guard_links import GuardLinks
 from overlay.node.io.files import load_directory
-from overlay.node.lease import Circuit, Lease
+from overlay.node.lease import Circuit
 from overlay.node.market import QUALITY_FILE, ClientMarket, load_quality
 from overlay.node.suites import offered_suites
-from overlay.socks.circuits import NO_ISOLATION, Destination, Isolation, NoCircuit, NoCircuitKind
+from overlay.node.way_out import WayOut
 from overlay.socks.io.server import ProxyServer
 from payments.tab import CloseReason
 
@@ -71,59 +63,17 @@ if TYPE_CHECKING:
     from overlay.node.money import Money
     from overlay.tabs.types import Side
 
-CIRCUIT_LIFETIME_S = 7 * 3600
-"""Asked of relays: the pool drains a circuit for at most six hours after its ten minutes."""
-LEASE_TIMEOUT_S = 30.0
-OFFLINE_TIMEOUT_S = 8.0
-"""While no guard can be reached: a program had better be told than wait for a cable to be plugged in."""
-CUT_OFF_TIMEOUT_S = 1.0
-"""While this machine itself says that it has no way to any guard."""
-ASK_AGAIN_S = 1.0
-"""How often a program that waits for a circuit looks at why there is none."""
 SAMPLE_S = 0.25
 """How often circuits in use are looked at for signs of life: well under the half second of silence that
 brings an echo.
 """
-DEFAULT_IDLE_S = 120.0
-"""A circuit that programs in the namespace have left, and that nothing has used for so long, is given
-back.
-"""
-PROOF_TIMEOUT_S = 8.0
-"""How long a paid circuit may take to bring an echo: purses further on are opened, and found by payees."""
-FIRST_PROOF_S, LONGEST_PROOF_S = 0.05, 0.4
-GUARD_SILENT_S = 2.0
-"""Data under way to a guard without an answer for so long: new circuits go over another.
-
-The link has longer.
-"""
 INDEX_LIFE_S = 600.0
 """How often descriptors that have expired meanwhile are left out of the choice."""
-MAX_LINKS = 16
-
-_KIND: dict[Trouble, NoCircuitKind] = {
-    Trouble.BUILDING: NoCircuitKind.NOT_READY,
-    Trouble.FAILING: NoCircuitKind.NOT_READY,
-    Trouble.CLOSED: NoCircuitKind.NOT_READY,
-    Trouble.OFFLINE: NoCircuitKind.OFFLINE,
-    Trouble.NOT_ALLOWED: NoCircuitKind.NOT_ALLOWED,
-    Trouble.NO_PATH: NoCircuitKind.NOT_ALLOWED,
-    Trouble.NO_IPV6: NoCircuitKind.NO_IPV6,
-    Trouble.OVERLOADED: NoCircuitKind.OVERLOADED,
-}
 
 _OWN_FAULTS = frozenset({FlowFault.MEMORY, FlowFault.EXHAUSTED})
 """What ends a circuit through nobody's fault."""
 
 log = get_logger("client")
-
-
-@dataclass(eq=False, slots=True)
-class _Attempt:
-    """A build that waits for its Built or Destroy."""
-
-    build: ClientBuild
-    done: trio.Event = field(default_factory=trio.Event)
-    outcome: BuildDone | BuildFailed | None = None
 
 
 class ClientNode:
@@ -142,40 +92,32 @@ class ClientNode:
     ) -> None:
         self.config = config
         self.directory = directory
-        self.endpoint: Endpoint
         self.proxy: ProxyServer | None = None
         self.money: Money | None = None
         self.purse: CustomerMoney | None = None
-        self._is_asked_for_money = False
+        self.is_asked_for_money = False
+        """Whether a guard has sent terms of payment although payments are off."""
         self.started_s = trio.current_time()
         self.guards = guards
         self._guards_file = guards_file
-        self._namespace = namespace
         self._nursery = nursery
         self._progress = progress
         self.suites = offered_suites()
         self.families = own_families
-        self._links: dict[bytes, Link] = {}
-        self._dialling: dict[bytes, trio.Event] = {}
-        self._dial_errors: dict[bytes, str] = {}
-        self._has_route = True
-        self._attempts: dict[tuple[Link, int], _Attempt] = {}
-        self._abandoned: dict[int, trio.CancelScope] = {}
-        self._circuits: dict[int, Circuit] = {}
+        self.links = GuardLinks(progress)
+        self.builds = Builds(self, namespace, nursery, progress)
+        self.leases = Leases(self)
+        self.way_out = WayOut(self.leases, namespace)
+        self.circuits: dict[int, Circuit] = {}
+        """Those that stand, by the pool's number."""
         self._by_flow: dict[FlowHandle, Circuit] = {}
-        self._proofs: dict[FlowHandle, trio.Event] = {}
         self._by_wire: dict[tuple[Link, int], Circuit] = {}
-        self._inner_addresses: set[IPv4Address | IPv6Address | None] = set()
-        self._changed = trio.Event()
-        self._refused: dict[Need, tuple[Trouble, str]] = {}
+        self._abandoned: dict[int, trio.CancelScope] = {}
         self._wake = trio.Event()
-        self._default: Lease | None = None
-        self._default_wanted = trio.Event()
-        self._leaving: list[Lease] = []
-        self._meters: dict[bytes, Meter] = {}
-        self._silent: dict[bytes, bool] = {}
-        self._build_times_s: list[float] = []
-        self._guards_problem = ""
+        self.build_times_s: list[float] = []
+        """Of the last hundred builds."""
+        self.guards_problem = ""
+        """Why the guards are not stored, as a sentence."""
         self.discovery: ClientDiscovery | None = None
         self.last_failure = ""
         self.ready = trio.Event()
@@ -198,6 +140,15 @@ class ClientNode:
             unix_offset_s=time.time() - trio.current_time(),
         )
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """The node's links; set once before anything runs."""
+        return self.links.endpoint
+
+    @endpoint.setter
+    def endpoint(self, endpoint: Endpoint) -> None:
+        self.links.endpoint = endpoint
+
     # -- what the engine tells
     # ------------------------------------------------------------------------------------
 
@@ -213,15 +164,11 @@ class ClientNode:
         sentence = f"the link to the guard was lost ({reason})"
         if self.discovery is not None:
             self.discovery.discovery.on_link_closed(link)
-        if link.peer is not None and self._links.get(link.peer) is link:
-            del self._links[link.peer]
-            self._silent.pop(link.peer, None)
+        if link.peer is not None and self.links.forget(link):
             self.act(self.pool.handle_guard_lost(link.peer, sentence, trio.current_time()))
-        for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
+        for circuit in [circuit for circuit in self.circuits.values() if circuit.link is link]:
             self._lost(circuit, sentence)
-        for key, attempt in list(self._attempts.items()):
-            if key[0] is link:
-                self._finish(attempt, attempt.build.handle_closed())
+        self.builds.on_link_closed(link)
         if self.money is not None:
             self.money.link_closed(link, trio.current_time())
 
@@ -237,13 +184,9 @@ class ClientNode:
             link.close(1, "a message that cannot be read")
             return
         if isinstance(decoded, Built):
-            attempt = self._attempts.get((link, decoded.circuit_id))
-            if attempt is not None:
-                self._finish(attempt, attempt.build.handle_built(decoded.records))
+            self.builds.on_built(link, decoded)
         elif isinstance(decoded, Destroy):
-            attempt = self._attempts.get((link, decoded.circuit_id))
-            if attempt is not None:
-                self._finish(attempt, attempt.build.handle_closed(decoded.code))
+            self.builds.on_destroy(link, decoded)
             circuit = self._by_wire.get((link, decoded.circuit_id))
             if circuit is not None:
                 self._lost(circuit, explain_destroy(decoded.code))
@@ -251,7 +194,7 @@ class ClientNode:
             if self.money is not None:
                 self.money.on_payment(link, decoded.data, trio.current_time())
             else:
-                self._is_asked_for_money = True
+                self.is_asked_for_money = True
 
     def on_flow_lost(self, flow: FlowHandle, fault: FlowFault) -> None:
         """The engine dropped a circuit's flow."""
@@ -265,10 +208,10 @@ class ClientNode:
 
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:
         """An echo came back."""
+        if self.builds.take_echo(flow):
+            return
         circuit = self._by_flow.get(flow)
-        if flow in self._proofs:
-            self._proofs[flow].set()
-        elif circuit is None:
+        if circuit is None:
             self.market.take_echo(flow, token)
         else:
             self.act(self.pool.handle_echo(circuit.circuit_id, token, trio.current_time()))
@@ -281,12 +224,12 @@ class ClientNode:
     def end_paid_circuits(self, link: Link, side: Side, reason: CloseReason, detail: str) -> None:
         """End the circuits over a guard that cannot be paid."""
         self.market.note_unpayable(link, reason)
-        for circuit in [circuit for circuit in self._circuits.values() if circuit.link is link]:
+        for circuit in [circuit for circuit in self.circuits.values() if circuit.link is link]:
             self._lost(circuit, f"the guard cannot be paid: {detail}", is_fault=False)
 
     def end_for_budget(self, sentence: str) -> None:
         """End all circuits: the customer's limit is reached."""
-        for circuit in list(self._circuits.values()):
+        for circuit in list(self.circuits.values()):
             self._lost(circuit, sentence, is_fault=False)
 
     def payee_of(self, node_id: bytes) -> bytes:
@@ -303,62 +246,10 @@ class ClientNode:
         """Send what waits on all links."""
         self.endpoint.flush()
 
-    # -- what the proxy asks for (overlay.socks.circuits.Circuits)
-    # -------------------------------------------------
-
-    def lease_now(self, isolation: Isolation, destination: Destination) -> Lease | None:
-        """A lease if a circuit is ready."""
-        outcome = self._lease(self._need(isolation, destination))
-        return outcome if isinstance(outcome, Lease) else None
-
-    async def lease(self, isolation: Isolation, destination: Destination) -> Lease:
-        """A lease, waiting up to LEASE_TIMEOUT_S. Raises NoCircuit with a sentence."""
-        if self.purse is not None and self.purse.stopped:
-            raise NoCircuit(NoCircuitKind.NOT_ALLOWED, self.purse.stopped)
-        need = self._need(isolation, destination)
-        self._refused.pop(need, None)  # an earlier waiter's
-        begun = trio.current_time()
-        deadline = begun + LEASE_TIMEOUT_S
-        while True:
-            outcome = self._lease(need)
-            if isinstance(outcome, Lease):
-                return outcome
-            if isinstance(outcome, Refused):
-                raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
-            if outcome.trouble is Trouble.OFFLINE:
-                patience_s = OFFLINE_TIMEOUT_S if self._has_route else CUT_OFF_TIMEOUT_S
-                deadline = min(deadline, begun + patience_s)
-            changed = self._changed
-            # Asked again now and then: that no guard can be reached is noticed while others wait, too.
-            with trio.move_on_at(min(deadline, trio.current_time() + ASK_AGAIN_S)):
-                await changed.wait()
-            if trio.current_time() >= deadline:
-                raise NoCircuit(_KIND[outcome.trouble], outcome.sentence)
-            refused = self._refused.get(need)
-            if refused is not None:
-                raise NoCircuit(_KIND[refused[0]], refused[1])
-
-    def _lease(self, need: Need) -> Lease | Waiting | Refused:
-        outcome, actions = self.pool.lease(need, trio.current_time())
-        self.act(actions)
-        if isinstance(outcome, Leased):
-            return Lease(self, self._circuits[outcome.circuit_id])
-        self._wake.set()
-        return outcome
-
     def release(self, circuit: Circuit) -> None:
         """A lease's end."""
         if not circuit.is_closed:
             self.act(self.pool.release(circuit.circuit_id, trio.current_time()))
-
-    def _need(self, isolation: Isolation, destination: Destination) -> Need:
-        rules = self.config.client.isolation
-        key = isolation.key if "user" in rules else b""
-        if "destination" in rules:
-            key += b"\0" + destination.host.encode()
-        if "port" in rules:
-            key += destination.port.to_bytes(2, "big")
-        return Need(key, destination.port, destination.ip_version == 6)
 
     # -- the pool's actions
     # ----------------------------------------------------------------------------------------
@@ -370,15 +261,14 @@ class ClientNode:
                 scope = self._abandoned[action.circuit_id] = trio.CancelScope()
                 self._nursery.start_soon(self._build, action.circuit_id, action.path, scope)
             elif isinstance(action, SendEcho):
-                circuit = self._circuits.get(action.circuit_id)
+                circuit = self.circuits.get(action.circuit_id)
                 if circuit is not None:
                     self.engine.echo(circuit.flow, action.token)
             elif isinstance(action, CloseCircuit):
                 self._close(action.circuit_id, action.sentence)
             elif isinstance(action, CircuitReady):
                 self.ready.set()
-                self._refused.clear()
-                self._announce()
+                self.leases.note_ready()
             elif isinstance(action, CircuitDead):
                 log.info("circuit died", reason=action.sentence, connections=action.leases)
             elif isinstance(action, GuardPassedOver):
@@ -386,20 +276,18 @@ class ClientNode:
             elif isinstance(action, GuardTakenBack):
                 log.warning("guard taken back", peer=format_node_id(action.node_id), reason=action.sentence)
             elif isinstance(action, NeedRefused):
-                if len(self._refused) < 1024:
-                    self._refused[action.need] = (action.trouble, action.sentence)
                 self.last_failure = action.sentence
-                self._announce()
+                self.leases.note_refused(action.need, action.trouble, action.sentence)
             elif isinstance(action, GuardsChanged):
                 self._nursery.start_soon(self._save_guards, self.guards.encode())
         if actions:
-            self._wake.set()
-            if hasattr(self, "endpoint"):
+            self.wake()
+            if hasattr(self.links, "endpoint"):
                 self.endpoint.flush()
 
-    def _announce(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+    def wake(self) -> None:
+        """Have the pool's clock looked at: something may be due sooner."""
+        self._wake.set()
 
     async def _save_guards(self, data: bytes) -> None:
         # Sequence is kept by the single writer: the newest state is written last.
@@ -408,11 +296,11 @@ class ClientNode:
         except FileError as error:
             # What runs goes on running; after a restart other guards would be chosen, which the user
             # should know.
-            if not self._guards_problem:
+            if not self.guards_problem:
                 log.error("the guards are not stored", reason=str(error))
-            self._guards_problem = f"the guards are not stored: {error}"
+            self.guards_problem = f"the guards are not stored: {error}"
         else:
-            self._guards_problem = ""
+            self.guards_problem = ""
 
     def _lost(self, circuit: Circuit, sentence: str, *, is_fault: bool = True) -> None:
         now = trio.current_time()
@@ -423,7 +311,7 @@ class ClientNode:
         scope = self._abandoned.get(circuit_id)
         if scope is not None:
             scope.cancel()
-        circuit = self._circuits.pop(circuit_id, None)
+        circuit = self.circuits.pop(circuit_id, None)
         if circuit is not None:
             self.give_up(circuit)
 
@@ -441,32 +329,22 @@ class ClientNode:
         watchers, circuit.watchers = list(circuit.watchers.values()), {}
         for on_closed in watchers:
             on_closed()
-        self._nursery.start_soon(self._remove_addresses, circuit.addresses)
-        if self._default is not None and self._default.circuit is circuit:
-            self._default = None
-        self._announce()
-
-    async def _remove_addresses(self, addresses: ExitAddresses) -> None:
-        v4, v6 = addresses.ipv4, addresses.ipv6
-        with suppress(Exception):  # the namespace may be on its way out as well
-            await self._namespace.remove_addresses(str(v4), str(v6) if v6 is not None else None)
-        self._inner_addresses -= {v4, v6}
-
-    # -- builds
-    # ----------------------------------------------------------------------------------------------------
+        self._nursery.start_soon(self.builds.give_back, circuit.addresses)
+        self.way_out.note_closed(circuit)
+        self.leases.announce()
 
     async def _build(self, circuit_id: int, path: Path, scope: trio.CancelScope) -> None:
         with scope:
             try:
-                outcome = await self.try_build(circuit_id, path)
+                outcome = await self.builds.build(circuit_id, path)
             finally:
                 self._abandoned.pop(circuit_id, None)
             now = trio.current_time()
             if isinstance(outcome, Circuit):
-                self._circuits[circuit_id] = outcome
+                self.circuits[circuit_id] = outcome
                 self._by_flow[outcome.flow] = outcome
                 self._by_wire[(outcome.link, outcome.wire_id)] = outcome
-                self._build_times_s = [*self._build_times_s[-99:], outcome.build_s]
+                self.build_times_s = [*self.build_times_s[-99:], outcome.build_s]
                 self.act(self.pool.handle_built(circuit_id, outcome.addresses.ipv6 is not None, now))
             else:
                 self.last_failure = outcome.sentence
@@ -479,211 +357,13 @@ class ClientNode:
                     )
                 )
 
-    async def try_build(self, circuit_id: int, path: Path) -> Circuit | BuildFailed:
-        """Build a circuit over a path; a number of the pool's (0: none of them) is all it is known by."""
-        guard = path.hops[0]
-        self._progress(f"building a circuit of {len(path.hops)} relays")
-        link = await self._link_to(guard.candidate.node_id, guard.address)
-        if link is None:
-            reason = self._dial_errors.get(guard.candidate.node_id, "no answer")
-            self.act(self.pool.handle_guard_lost(guard.candidate.node_id, reason, trio.current_time()))
-            return BuildFailed(FailureKind.CLOSED, 0, (0,), None, f"hop 1: {reason}")
-        if self.purse is not None:
-            unpayable = await self.purse.make_payable(link, path.price_wei_per_packet)
-            if unpayable is not None:
-                return BuildFailed(FailureKind.CLOSED, 0, (), None, unpayable)
-        begun = trio.current_time()
-        suite = self._choose_suite(path)
-        build = ClientBuild(
-            path.build_hops(),
-            ExitHere(
-                IPv4Address(random_inner(os.urandom, 4)), IPv6Address(random_inner(os.urandom, 6)), True
-            ),
-            suite=suite,
-            lifetime_s=CIRCUIT_LIFETIME_S,
-            rng=os.urandom,
-            now=begun,
-            unix_s=time.time(),
-        )
-        wire_id = self._choose_wire_id(link)
-        attempt = self._attempts[(link, wire_id)] = _Attempt(build)
-        stands = False
-        taken: ExitAddresses | None = None
-        flow: FlowHandle | None = None
-        try:
-            link.send_control(encode_control(Build(wire_id, build.records)))
-            with trio.move_on_after(BUILD_TIMEOUT_S):
-                await attempt.done.wait()
-            outcome = attempt.outcome or build.handle_timeout(trio.current_time() + BUILD_TIMEOUT_S)
-            if not isinstance(outcome, BuildDone):
-                assert outcome is not None
-                return outcome
-            build_s = trio.current_time() - begun
-            addresses = outcome.addresses
-            v6 = addresses.ipv6
-            wanted = {addresses.ipv4, v6} - {None}
-            if wanted & self._inner_addresses:
-                # Not only a mishap: an exit that gives one address twice could see that two circuits are
-                # one customer's.
-                sentence = "the exit gave an inner address that another circuit has; the next one will differ"
-                return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
-            self._inner_addresses |= wanted
-            taken = addresses
-            await self._namespace.add_addresses(str(addresses.ipv4), str(v6) if v6 is not None else None)
-            if link.end is not None:
-                return BuildFailed(FailureKind.CLOSED, 0, (0,), None, "hop 1: its link was lost")
-            flow = self.engine.client(
-                outcome.roots,
-                suite,
-                link,
-                wire_id,
-                self._price(link, path.price_wei_per_packet),
-                InnerAddresses(addresses.ipv4.packed, v6.packed if v6 is not None else None),
-            )
-            if self.money is not None:
-                price = path.price_wei_per_packet
-                self.money.circuit_up(flow, None, 0, link, price, trio.current_time())
-                if price and not await self._carries(flow, link):
-                    sentence = "nothing came back through it: one of its relays is not paid yet"
-                    return BuildFailed(FailureKind.CLOSED, 0, (), None, sentence)
-                if self.purse is not None and self.purse.stopped:
-                    return BuildFailed(FailureKind.CLOSED, 0, (), None, self.purse.stopped)
-            stands = True
-            return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
-        finally:
-            self._attempts.pop((link, wire_id), None)
-            if not stands:
-                if flow is not None:
-                    self.engine.drop(flow)
-                    if self.money is not None:
-                        self.money.circuit_down(flow, trio.current_time())
-                link.send_control(encode_control(Destroy(wire_id, 0)))
-                if taken is not None:
-                    self._nursery.start_soon(self._remove_addresses, taken)
-
-    async def _carries(self, flow: FlowHandle, link: Link) -> bool:
-        """Whether an echo comes back: packets are dropped until each hop has taken a ticket of the one before
-        it, which may have to open a purse first, and programs should not wait for that.
-        """
-        came = self._proofs[flow] = trio.Event()
-        wait_s = FIRST_PROOF_S
-        try:
-            with trio.move_on_after(PROOF_TIMEOUT_S):
-                while link.end is None and not came.is_set():
-                    self.engine.echo(flow, os.urandom(8))
-                    self.endpoint.flush()
-                    with trio.move_on_after(wait_s):
-                        await came.wait()
-                        break
-                    self._progress("waiting until every relay of the path is paid")
-                    wait_s = min(2 * wait_s, LONGEST_PROOF_S)
-            return came.is_set()
-        finally:
-            del self._proofs[flow]
-
-    def _finish(self, attempt: _Attempt, outcome: BuildDone | BuildFailed | None) -> None:
-        if outcome is not None:
-            attempt.outcome = outcome
-            attempt.done.set()
-
-    def _price(self, link: Link, wei_per_packet: int) -> Price:
-        if self.money is not None:
-            return self.money.price(link, "paying", wei_per_packet)
-        return Price(self._meters.setdefault(link.peer or b"", Meter()), wei_per_packet)
-
-    def _choose_suite(self, path: Path) -> int:
-        for suite in self.suites:
-            if all(suite in hop.candidate.suites for hop in path.hops):
-                return suite
-        return self.suites[0]
-
-    def _choose_wire_id(self, link: Link) -> int:
-        while True:
-            wire_id = int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF
-            if (link, wire_id) not in self._attempts and not self.engine.circuit_id_in_use(link, wire_id):
-                return wire_id
-
-    def find_link(self, node_id: bytes) -> Link | None:
-        """The link to a guard that is up, or None."""
-        return self._links.get(node_id)
-
     def uses_link(self, link: Link) -> bool:
         """Whether a link is a guard's, or has circuits or builds."""
         return (
-            link in self._links.values()
-            or any(circuit.link is link for circuit in self._circuits.values())
-            or any(key[0] is link for key in self._attempts)
+            link in self.links
+            or any(circuit.link is link for circuit in self.circuits.values())
+            or self.builds.uses_link(link)
         )
-
-    async def _link_to(self, node_id: bytes, address: tuple[str, int]) -> Link | None:
-        """The link to a guard, dialled if need be; all that want the same one wait for the same dial."""
-        while True:
-            link = self._links.get(node_id)
-            if link is not None and link.end is None:
-                return link
-            waiting = self._dialling.get(node_id)
-            if waiting is None:
-                break
-            await waiting.wait()
-            if node_id in self._dial_errors:
-                return None
-        done = self._dialling[node_id] = trio.Event()
-        self._dial_errors.pop(node_id, None)
-        self._progress(f"connecting to the guard at {address[0]}")
-        try:
-            link = await self.endpoint.dial(address, node_id)
-            self._links[node_id] = link
-            self._has_route = True
-        except DialError as error:
-            self._has_route = error.code != CloseCode.NO_ROUTE
-            if len(self._dial_errors) > MAX_LINKS:
-                self._dial_errors.clear()
-            self._dial_errors[node_id] = str(error)
-            return None
-        finally:
-            del self._dialling[node_id]
-            done.set()
-        return link
-
-    # -- programs in the namespace
-    # -----------------------------------------------------------------------------------
-
-    async def keep_default(self) -> None:
-        """Give programs of `hopfare exec` the current circuit as their way out, from the first one on."""
-        await self._default_wanted.wait()
-        while True:
-            lease: Lease | None = None
-            with suppress(NoCircuit):
-                lease = await self.lease(NO_ISOLATION, Destination("", 0, 0))
-            if lease is not None and self._default is not None and lease.circuit is self._default.circuit:
-                lease.release()
-            else:
-                if self._default is not None:
-                    self._leaving.append(self._default)
-                self._default = lease
-                await self._namespace.set_default_source(
-                    lease.source_v4 if lease is not None else None,
-                    lease.source_v6 if lease is not None else None,
-                )
-            now = trio.current_time()
-            for old in list(self._leaving):
-                if old.circuit.is_closed or now - old.circuit.moved_s > DEFAULT_IDLE_S:
-                    self._leaving.remove(old)
-                    old.release()
-            changed = self._changed
-            with trio.move_on_after(5.0):
-                await changed.wait()
-
-    async def exec_info(self) -> dict[str, Any]:
-        """What `hopfare exec` needs, once programs have a way out."""
-        self._default_wanted.set()
-        if self._default is None:
-            with suppress(NoCircuit):  # raised the sooner if no guard can be reached
-                (await self.lease(NO_ISOLATION, Destination("", 0, 0))).release()
-                with trio.move_on_after(LEASE_TIMEOUT_S):
-                    while self._default is None:
-                        await trio.sleep(0.02)
-        return {"helper_pid": self._namespace.helper_pid, "circuit": self._default is not None}
 
     # -- time
     # ------------------------------------------------------------------------------------------------------
@@ -697,26 +377,30 @@ class ClientNode:
             due = self.pool.next_timeout(now)
             wait_s = max(0.0, due - now) if due is not None else 3600.0
             if (
-                self._default is not None
-                or self._attempts
-                or self._silent
-                or any(circuit.watchers for circuit in self._circuits.values())
+                self.way_out.is_open
+                or len(self.builds)
+                or self.links.is_one_silent
+                or any(circuit.watchers for circuit in self.circuits.values())
             ):
                 wait_s = min(wait_s, SAMPLE_S)
             with trio.move_on_after(wait_s):
                 await self._wake.wait()
             now = trio.current_time()
             self._sample(now)
-            self._watch_guards(now)
+            silent, heard = self.links.watch(now)
+            for node_id in heard:
+                self.pool.handle_guard_heard(node_id)
+            for node_id in silent:
+                self.act(self.pool.handle_guard_silent(node_id, "the guard does not answer", now))
             self.act(self.pool.handle_timeout(now))
             if self._wake.is_set():
                 # What acts may set it off again at once; a turn for the others in between.
                 await trio.lowlevel.checkpoint()
 
     def _sample(self, now: float) -> None:
-        for node_id, link in self._links.items():
+        for node_id, link in self.links:
             self.pool.note_guard_heard(node_id, link.last_receive_s)
-        for circuit in self._circuits.values():
+        for circuit in self.circuits.values():
             heard = circuit.flow.counters.backward.packets
             sent = circuit.flow.counters.forward.packets
             if heard != circuit.heard_packets:
@@ -729,18 +413,6 @@ class ClientNode:
                 self.pool.note_traffic(circuit.circuit_id, now, received=False)
             if circuit.moved_s == now:
                 self.market.note_moved(circuit, now)
-
-    def _watch_guards(self, now: float) -> None:
-        for node_id, link in list(self._links.items()):
-            if link.unanswered_s(now) < GUARD_SILENT_S:
-                if self._silent.pop(node_id, False):
-                    self.pool.handle_guard_heard(node_id)
-            elif node_id in self._silent:
-                self._silent[node_id] = True
-                self.act(self.pool.handle_guard_silent(node_id, "the guard does not answer", now))
-            else:
-                # Not at the first look: after a stall of this very process the answer may lie unread.
-                self._silent[node_id] = False
 
     async def keep_directory(self) -> None:
         """The seed list when its file changes, the time of day, and old keys."""
@@ -771,68 +443,16 @@ class ClientNode:
 
     def status(self) -> dict[str, Any]:
         """What `hopfare status` shows."""
-        now = trio.current_time()
-        ready = [row for row in self.pool.status(now) if row.state.value == "ready"]
-        problems = []
-        if not ready:
-            problems.append(self.pool.explain(now) or self.last_failure or "no circuit has been built yet")
-        if self._guards_problem:
-            problems.append(self._guards_problem)
-        missing = self.directory.explain_no_exit(time.time(), country=self.config.client.exit_country)
-        if missing:
-            problems.append(missing)
-        for port in (80, 443):
-            without = self.directory.explain_no_exit(time.time(), port=port)
-            if without and not missing:
-                problems.append(without)
-        problems += self.market.problems()
-        if self.discovery is not None:
-            problems += self.discovery.problems()
-        if self.purse is not None and self.purse.stopped:
-            problems.insert(0, self.purse.stopped)
-        if self.money is not None:
-            problems += self.money.list_problems()
-        elif self._is_asked_for_money and not all(
-            entry.descriptor.price_wei_per_packet == 0 for entry in self.directory
-        ):
-            problems.insert(0, "relays of this network ask to be paid, and payments are off: set [payments]")
-        builds = sorted(self._build_times_s)
-        return {
-            "role": "client",
-            "ready": bool(ready),
-            "problems": problems,
-            "uptime_s": round(now - self.started_s, 1),
-            "pid": os.getpid(),
-            "hops": self.config.client.hops,
-            "directory": len(self.directory),
-            **({"discovery": self.discovery.status()} if self.discovery is not None else {}),
-            "circuits_ready": len(ready),
-            "circuits": len(self._circuits),
-            **self.market.status(),
-            "build_median_ms": round(1000 * builds[len(builds) // 2], 2) if builds else None,
-            "guards": [
-                {
-                    "name": format_node_id(node_id),
-                    "address": link.peer_address[0],
-                    "rtt_ms": round(link.rtt_s * 1000, 2),
-                }
-                for node_id, link in self._links.items()
-            ],
-            "proxy": self.proxy.status() if self.proxy is not None else {},
-            "dropped_without_circuit": self.engine.unknown_packets,
-            "engine": self.engine.kind,
-            "queued_bytes": self.engine.budget.used_bytes,
-            **({"money": self.money.status()} if self.money is not None else {}),
-        }
+        return describe_client(self)
 
     def list_guards(self) -> list[bytes]:
         """The guards with a link."""
-        return list(self._links)
+        return [node_id for node_id, _ in self.links]
 
     def list_circuits(self) -> list[dict[str, Any]]:
         """What `hopfare circuits` shows."""
         return [
-            describe_circuit(row, self._circuits.get(row.circuit_id))
+            describe_circuit(row, self.circuits.get(row.circuit_id))
             for row in self.pool.status(trio.current_time())
         ]
 

@@ -50,7 +50,7 @@ class ClientDiscovery:
 
     def find_link(self, node_id: bytes) -> Link | None:
         """The link to a guard, or None."""
-        return self.node.find_link(node_id)
+        return self.node.links.find(node_id)
 
     def use_directory(self, directory: Directory, roots: RootList) -> None:
         """Choose paths by a new directory from now on."""

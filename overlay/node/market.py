@@ -212,7 +212,7 @@ class ClientMarket:
             return
         node_ids = look.path.node_ids
         # The id 0 is none of the pool's.
-        outcome = await node.try_build(0, look.path)
+        outcome = await node.builds.build(0, look.path)
         unix_s = time.time()
         if not isinstance(outcome, Circuit):
             suspects = [node_ids[index] for index in outcome.suspects if index < len(node_ids)]

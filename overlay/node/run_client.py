@@ -115,7 +115,7 @@ async def run_client(
         nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
         nursery.start_soon(node.keep_pool)
-        nursery.start_soon(node.keep_default)
+        nursery.start_soon(node.way_out.run)
         nursery.start_soon(node.keep_directory)
         nursery.start_soon(node.market.run)
         if discovery is not None:
@@ -125,7 +125,7 @@ async def run_client(
         limits = ProxyLimits(max_connections=config.client.max_connections)
 
         async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
-            await serve_proxy(listeners, node, namespace, limits=limits, task_status=task_status)
+            await serve_proxy(listeners, node.leases, namespace, limits=limits, task_status=task_status)
 
         node.proxy = await nursery.start(serve)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
@@ -167,7 +167,7 @@ class _Local:
                 raise LookupError("choose needs a key and a value")
             return node.market.choose(params["key"], value, keep=bool(params.get("keep")))
         if method == "exec-info":
-            return await node.exec_info()
+            return await node.way_out.info()
         if method == "newnym":
             node.act(node.pool.renew(trio.current_time()))
             return {}

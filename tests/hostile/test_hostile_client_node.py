@@ -39,7 +39,7 @@ async def ready_client(peers: list[Peer], node: ClientNode, endpoint: StubEndpoi
         (link, build) = await until(lambda: next_build(endpoint, done), "a build")
         done.add(build.circuit_id)
         deliver(node, link, Built(build.circuit_id, answer_build(peers, build.records)))
-        await until(lambda: len(node._circuits) >= len(done), "the circuit")
+        await until(lambda: len(node.circuits) >= len(done), "the circuit")
     return link
 
 
@@ -63,7 +63,7 @@ async def test_answers_to_builds_that_are_not_there_change_nothing(
             deliver(node, link, Destroy(circuit_id, 7))
             deliver(node, link, Build(circuit_id, bytes(5952)))
         deliver(node, link, Goodbye(0, "so long"))
-        assert len(node._circuits) == 2
+        assert len(node.circuits) == 2
         assert len(link.sent) == before
         assert link.closed is None
 
@@ -77,7 +77,7 @@ async def test_a_message_that_cannot_be_read_costs_the_guard_its_link(
         node.engine.on_control(link, b"\xff\xff\xff")
         assert link.closed is not None
         node.engine.on_link_closed(link, *link.closed)
-        assert node._circuits == {}
+        assert node.circuits == {}
         status = node.status()
         assert not status["ready"]
         assert any("link to the guard was lost" in problem for problem in status["problems"])
@@ -102,13 +102,13 @@ async def test_an_answer_that_is_not_the_relays_is_told_and_another_circuit_is_t
         else:
             deliver(node, link, Built(build.circuit_id, records))
             deliver(node, link, Built(build.circuit_id, bytes(5952)))
-            await until(lambda: node._circuits, "the circuit")
+            await until(lambda: node.circuits, "the circuit")
             deliver(node, link, Built(build.circuit_id, bytes(5952)))
-            assert len(node._circuits) == 1
+            assert len(node.circuits) == 1
             return
         await until(lambda: node.last_failure, "word of the failure")
         assert Destroy(build.circuit_id, 0) in link.sent, "its relays are told to forget it"
-        assert (link, build.circuit_id) not in node._attempts
+        assert (link, build.circuit_id) not in node.builds._attempts
         assert (
             any(node.last_failure in problem for problem in node.status()["problems"])
             or (node.status()["problems"])
@@ -131,7 +131,7 @@ async def test_a_circuit_that_its_relays_destroy_ends_its_connections(
     peers = make_peers()
     async with client_node(peers, tmp_path) as (node, endpoint):
         link = await ready_client(peers, node, endpoint)
-        lease = node.lease_now(NO_ISOLATION, WEB)
+        lease = node.leases.lease_now(NO_ISOLATION, WEB)
         assert lease is not None
         ended: list[int] = []
         lease.watch(lambda: ended.append(1))
@@ -145,7 +145,7 @@ async def test_a_circuit_that_its_relays_destroy_ends_its_connections(
         lease.release()
         assert node.engine._by_address.get(lease.circuit.addresses.ipv4.packed) is None
         await trio.testing.wait_all_tasks_blocked()
-        assert lease.source_v4 not in node._namespace.addresses  # type: ignore[attr-defined]
+        assert lease.source_v4 not in node.builds._namespace.addresses  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("fault", list(FlowFault))
@@ -155,13 +155,13 @@ async def test_every_fault_of_a_flow_ends_its_circuit(
     peers = make_peers()
     async with client_node(peers, tmp_path) as (node, endpoint):
         await ready_client(peers, node, endpoint)
-        circuit = next(iter(node._circuits.values()))
+        circuit = next(iter(node.circuits.values()))
         circuit.flow.fail(fault)
         assert circuit.is_closed
         circuit.flow.fail(fault)
         node.on_flow_lost(circuit.flow, fault)
         node.on_echo_reply(circuit.flow, b"12345678")
-        assert len(node._circuits) == 1
+        assert len(node.circuits) == 1
 
 
 async def test_a_guard_lost_at_every_stage_leaves_nothing_and_is_told(
@@ -177,9 +177,9 @@ async def test_a_guard_lost_at_every_stage_leaves_nothing_and_is_told(
             link.end = (7, "cut")
             node.engine.on_link_closed(link, 7, "the peer stopped answering")
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert node._circuits == {}
-            assert not [key for key in node._attempts if key[0] is link]
-            assert node._links.get(link.peer) is not link
+            assert node.circuits == {}
+            assert not [key for key in node.builds._attempts if key[0] is link]
+            assert node.links.find(link.peer) is not link
             assert node.status()["problems"]
 
 
@@ -189,7 +189,7 @@ async def test_no_relay_answers_and_the_proxy_says_so(tmp_path: Path, autojump_c
         endpoint.answers = {}
         with pytest.raises(NoCircuit) as caught:
             with trio.fail_after(60):
-                await node.lease(NO_ISOLATION, WEB)
+                await node.leases.lease(NO_ISOLATION, WEB)
         assert caught.value.kind in (NoCircuitKind.OFFLINE, NoCircuitKind.NOT_READY)
         assert node.status()["problems"]
         assert not node.status()["ready"]
@@ -205,7 +205,7 @@ async def test_a_full_disk_costs_the_guards_file_and_not_the_client(
     peers = make_peers()
     async with client_node(peers, tmp_path) as (node, endpoint):
         await ready_client(peers, node, endpoint)
-        assert len(node._circuits) == 2
+        assert len(node.circuits) == 2
         assert any("No space left" in problem for problem in node.status()["problems"])
         monkeypatch.undo()
         node._nursery.start_soon(node._save_guards, node.guards.encode())
@@ -235,8 +235,8 @@ async def test_an_exit_that_gives_an_address_twice_gets_no_second_circuit(
             done.add(build.circuit_id)
             deliver(node, link, Built(build.circuit_id, answer_build(peers, build.records, again)))
         await until(lambda: "another circuit has" in node.last_failure, "word of it")
-        assert len(node._circuits) == 1
-        assert len(node._namespace.addresses) == 1  # type: ignore[attr-defined]
+        assert len(node.circuits) == 1
+        assert len(node.builds._namespace.addresses) == 1  # type: ignore[attr-defined]
 
 
 @given(seed=st.integers(0, 2**32))
@@ -278,7 +278,7 @@ async def chaos(seed: int, folder: Path) -> None:
                 frames = [build.circuit_id.to_bytes(4, "big") + rng.randbytes(1384) for _ in range(9)]
                 node.engine.on_datagrams(link, frames)
             elif what == 6:
-                lease = node.lease_now(Isolation(rng.choice([b"", b"a", b"b"])), WEB)
+                lease = node.leases.lease_now(Isolation(rng.choice([b"", b"a", b"b"])), WEB)
                 if lease is not None:
                     leases.append(lease)
                     lease.watch(lambda: None)
@@ -289,20 +289,20 @@ async def chaos(seed: int, folder: Path) -> None:
             node.engine.on_batch_end()
             node.status()
             node.list_circuits()
-            assert len(node._circuits) == len(node._by_flow) == len(node._by_wire)
+            assert len(node.circuits) == len(node._by_flow) == len(node._by_wire)
         for link in endpoint.links:
             if link.closed is not None or link.end is None:
                 link.end = (0, "end")
                 node.engine.on_link_closed(link, 0, "end")
-        assert all(circuit.link.end is None for circuit in node._circuits.values())
+        assert all(circuit.link.end is None for circuit in node.circuits.values())
         await node_at_rest(node)
 
 
 async def node_at_rest(node: ClientNode) -> None:
     node.act(node.pool.close())
     await trio.testing.wait_all_tasks_blocked()
-    assert node._circuits == node._by_flow == node._by_wire == {}
-    assert node._attempts == node._abandoned == {}
+    assert node.circuits == node._by_flow == node._by_wire == {}
+    assert node.builds._attempts == node._abandoned == {}
     assert node.engine.budget.used_bytes == 0
     assert node.engine._by_address == {}
-    assert node._namespace.addresses == set()  # type: ignore[attr-defined]
+    assert node.builds._namespace.addresses == set()  # type: ignore[attr-defined]

@@ -227,7 +227,7 @@ async def client_node(
         endpoint.answers = {peer.identity.node_id: StubLink() for peer in peers}
         node.endpoint = endpoint  # type: ignore[assignment]
         nursery.start_soon(node.keep_pool)
-        nursery.start_soon(node.keep_default)
+        nursery.start_soon(node.way_out.run)
         yield node, endpoint
         nursery.cancel_scope.cancel()
 

@@ -35,7 +35,7 @@ from payments.tab import CloseReason
 async def stand(peers: list[Peer], node: ClientNode, endpoint: StubEndpoint, circuits: int = 2) -> None:
     """Answer builds honestly until so many circuits stand."""
     done: set[int] = set()
-    while len(node._circuits) < circuits:
+    while len(node.circuits) < circuits:
         link, build = await until(lambda: next_build(endpoint, done), "a build")
         done.add(build.circuit_id)
         deliver(node, link, Built(build.circuit_id, answer_build(peers, build.records)))
@@ -51,7 +51,7 @@ def next_build(endpoint: StubEndpoint, done: set[int]) -> tuple[StubLink, Build]
 
 
 def any_lease(node: ClientNode) -> tuple[Lease, Circuit]:
-    circuit = next(iter(node._circuits.values()))
+    circuit = next(iter(node.circuits.values()))
     return Lease(node, circuit), circuit
 
 
@@ -182,7 +182,7 @@ async def test_a_guard_with_a_poor_record_is_named(tmp_path: Path, autojump_cloc
         for _ in range(40):
             node.market.book.note_failed((guard,), time.time())
         assert any(format_node_id(guard) in problem for problem in node.market.problems())
-        link = node.find_link(guard)
+        link = node.links.find(guard)
         assert link is not None
         node.market.note_unpayable(link, CloseReason.PURSE_EMPTY)
         assert node.market.book.figures(guard, time.time()).disputes == 0
@@ -258,7 +258,7 @@ async def test_looks_are_taken_while_nothing_goes_on_and_leave_nothing(
         await trio.sleep(BURST_WAIT_S + 0.1)
         ended = [message.circuit_id for message in link.sent if isinstance(message, Destroy)]
         assert ended == [build.circuit_id]
-        assert len(node._circuits) == 2
+        assert len(node.circuits) == 2
         assert not node.market._looks
         assert node.status()["looks"] == 1
         measured = [row for row in (await node.market.rows())["rows"] if row["measured_bytes_per_s"]]
