@@ -2,11 +2,12 @@ import json
 import random
 
 import pytest
+from candidate_relays import UNIX_S, relay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.backoff import BackOff
-from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Only
+from circuits.candidates import Constraints, NoPath, NoPathKind, Only
 from circuits.errors import DecodeError
 from circuits.guards import (
     ADD_GUARD_AFTER_S,
@@ -21,25 +22,7 @@ from circuits.guards import (
 from circuits.path import choose_path
 from circuits.path_index import PathIndex
 
-UNIX_S = 1_800_000_000.0
 DAY_S = 86_400.0
-
-
-class Everything:
-    def allows(self, _port):
-        return True
-
-
-def relay(number, is_exit=False, **changes):
-    return Candidate(
-        number.to_bytes(2, "big") * 16,
-        bytes(32),
-        ((f"10.{number}.0.1", 1),),
-        True,
-        is_exit,
-        Everything(),
-        **changes,
-    )
 
 
 class World:

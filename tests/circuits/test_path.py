@@ -5,40 +5,22 @@ from ipaddress import ip_network
 from time import process_time
 
 import pytest
+from candidate_relays import UNIX_S, Serves
+from candidate_relays import relay as made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.backoff import BackOff
 from circuits.building.messages import price_chain
-from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Only, Position
+from circuits.candidates import Constraints, NoPath, NoPathKind, Only, Position
 from circuits.guards import GuardStore, Moment
 from circuits.path import Path, choose_path
 from circuits.path_index import PathIndex
 from circuits.path_weights import OPERATOR_SHARE
 
-UNIX_S = 1_800_000_000.0
-
-
-class Serves:
-    def __init__(self, *ports):
-        self.ports = ports
-
-    def allows(self, port):
-        return not self.ports or port in self.ports
-
 
 def relay(number, **changes):
-    values = {
-        "node_id": number.to_bytes(2, "big") * 16,
-        "onion_key": bytes(32),
-        "addresses": ((f"{10 + number // 200}.{number % 200}.0.1", 4433),),
-        "is_relay": True,
-        "is_exit": False,
-        "ports": Serves(),
-        "price_wei_per_packet": 100,
-        "capacity_bytes_per_s": 10**7,
-    }
-    return Candidate(**{**values, **changes})
+    return made_up(number, **{"capacity_bytes_per_s": 10**7, **changes})
 
 
 def exit_relay(number, **changes):

@@ -5,11 +5,13 @@ import random
 from collections import Counter
 
 import pytest
+from candidate_relays import UNIX_S, Serves
+from candidate_relays import relay as made_up
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from circuits.candidates import Candidate, Constraints, Only
+from circuits.candidates import Constraints, Only
 from circuits.guards import GuardStore
 from circuits.path_index import PathIndex
 from circuits.pool.machine import Pool
@@ -30,20 +32,9 @@ from circuits.pool.types import (
     Waiting,
 )
 
-UNIX_S = 1_800_000_000.0
-
-
-class Serves:
-    def __init__(self, *ports):
-        self.ports = ports
-
-    def allows(self, port):
-        return not self.ports or port in self.ports
-
 
 def relay(number, **changes):
-    values = {"is_exit": False, "ports": Serves(), "has_ipv6": True, **changes}
-    return Candidate(bytes([number]) * 32, bytes(32), ((f"10.{number}.0.1", 1),), True, **values)
+    return made_up(number, **{"node_id": bytes([number]) * 32, "has_ipv6": True, **changes})
 
 
 def network(*extra):

@@ -4,12 +4,14 @@ import random
 from dataclasses import replace
 
 import pytest
+from candidate_relays import UNIX_S
+from candidate_relays import relay as made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.backoff import BackOff
 from circuits.building.messages import price_chain
-from circuits.candidates import Candidate, Constraints, NoPath, NoPathKind, Only
+from circuits.candidates import Constraints, NoPath, NoPathKind, Only
 from circuits.guards import GuardStore, Moment
 from circuits.path import Path, choose_path, violation
 from circuits.path_index import PathIndex
@@ -28,30 +30,9 @@ from circuits.pool.types import (
 )
 from circuits.quality import QualityBook
 
-UNIX_S = 1_800_000_000.0
-
-
-class Serves:
-    def __init__(self, *ports):
-        self.ports = ports
-
-    def allows(self, port):
-        return not self.ports or port in self.ports
-
 
 def relay(number, **changes):
-    values = {
-        "node_id": number.to_bytes(2, "big") * 16,
-        "onion_key": bytes(32),
-        "addresses": ((f"10.{number}.0.1", 4433),),
-        "is_relay": True,
-        "is_exit": False,
-        "ports": Serves(),
-        "has_ipv6": True,
-        "price_wei_per_packet": 100,
-        **changes,
-    }
-    return Candidate(**values)
+    return made_up(number, **{"has_ipv6": True, **changes})
 
 
 COUNTRIES = ("DE", "FR", "NL", "SE")

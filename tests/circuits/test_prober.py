@@ -4,9 +4,10 @@ import random
 from dataclasses import replace
 
 import pytest
+from candidate_relays import UNIX_S, relay
 
 from circuits.backoff import BackOff
-from circuits.candidates import Candidate, Constraints, Only, Position
+from circuits.candidates import Constraints, Only, Position
 from circuits.guards import GuardStore, Moment
 from circuits.params import UNIT
 from circuits.path import violation
@@ -14,25 +15,6 @@ from circuits.path_index import PathIndex
 from circuits.pool.policy_watch import DESTINATIONS, MAX_WATCHED, PolicyWatch
 from circuits.pool.prober import BURST_ECHOES, Look, Prober
 from circuits.quality import QualityBook
-
-UNIX_S = 1_800_000_000.0
-
-
-class Everything:
-    def allows(self, _port):
-        return True
-
-
-def relay(number, is_exit=False, **changes):
-    return Candidate(
-        number.to_bytes(2, "big") * 16,
-        bytes(32),
-        ((f"10.{number}.0.1", 1),),
-        True,
-        is_exit,
-        Everything(),
-        **changes,
-    )
 
 
 class World:
