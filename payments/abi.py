@@ -42,6 +42,9 @@ def selector(signature: str) -> bytes:
     return keccak256(signature.encode())[:4]
 
 
+_PURSE_SELECTOR = selector("purse(address,address)")
+
+
 def encode_call(signature: str, *arguments: Any) -> bytes:
     """Return the call data of a function; its argument types are taken from `signature`.
 
@@ -50,6 +53,13 @@ def encode_call(signature: str, *arguments: Any) -> bytes:
     from eth_abi.abi import encode
 
     return selector(signature) + encode(_split(signature[signature.index("(") + 1 : -1]), arguments)
+
+
+def encode_purse(payer: bytes, payee: bytes) -> bytes:
+    """Return the call that reads a purse, by hand: many are read at a time. Addresses have 20 bytes."""
+    if len(payer) != 20 or len(payee) != 20:
+        raise ValueError("an address has 20 bytes")
+    return _PURSE_SELECTOR + bytes(12) + payer + bytes(12) + payee
 
 
 def encode_constructor(types: list[str], *arguments: Any) -> bytes:

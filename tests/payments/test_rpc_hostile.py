@@ -14,9 +14,10 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+import payments.io.chain.rpc as rpc_module
 from payments import abi
 from payments.books import Domain
-from payments.errors import DecodeError, RpcRefusedError, RpcUnavailableError, WrongChainError
+from payments.errors import ChainError, DecodeError, RpcRefusedError, RpcUnavailableError, WrongChainError
 from payments.io.chain.client import Chain, decode_block, decode_fee_history
 from payments.io.chain.rpc import MAX_ANSWER_BYTES, Rpc, decode_answer, decode_data, decode_quantity
 from payments.io.chain.sender import decode_receipt
@@ -34,7 +35,10 @@ class Node:
         self.chain_id = chain_id
         self.raw = raw
         self.hang = hang
+        self.delay_s = 0.0
         self.calls: list[str] = []
+        self.batches: list[int] = []
+        self.most_together = 1000
         self.url = ""
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -51,15 +55,25 @@ class Node:
                 while len(data) < length:
                     data += await stream.receive_some(65536)
                 request, data = json.loads(data[:length]), data[length:]
-                self.calls.append(request["method"])
+                if isinstance(request, list):
+                    self.batches.append(len(request))
+                first = request[0] if isinstance(request, list) and request else request
+                self.calls.append(first["method"])
                 if self.hang:
                     await trio.sleep_forever()
                 if self.raw is not None:
                     await stream.send_all(self.raw)
                     return
-                body = self.body(request)
+                await trio.sleep(self.delay_s)
+                body = self.bodies(request) if isinstance(request, list) else self.body(request)
                 header = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
                 await stream.send_all(header.encode() + body)
+
+    def bodies(self, requests: list[dict[str, object]]) -> bytes:
+        if len(requests) > self.most_together:
+            error = {"code": -32600, "message": "batch too large"}
+            return json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
+        return b"[" + b",".join(self.body(request) for request in reversed(requests)) + b"]"
 
     def body(self, request: dict[str, object]) -> bytes:
         if request["method"] == "eth_chainId":
@@ -231,6 +245,87 @@ async def purse_of(*answers: Callable[[list[object]], bytes]) -> abi.OnChainPurs
 
     async with nodes(*(node(a) for a in answers)) as urls, Rpc(urls, 7) as rpc:
         return await Chain(rpc, Domain(7, b"\x01" * 20)).purse(b"\x02" * 20, b"\x03" * 20, 3)
+
+
+async def test_calls_at_the_same_time_are_told_apart() -> None:
+    async with nodes(node := Node(lambda method, params: params[0])) as urls, Rpc(urls, 7) as rpc:
+        node.delay_s = 0.02
+        found: list[tuple[int, int]] = []
+
+        async def ask(number: int) -> None:
+            found.append((number, await rpc.call("echo", hex(number), decode=decode_quantity)))
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(ask, number)
+        assert sorted(found) == [(number, number) for number in range(20)]
+        assert node.calls.count("echo") == 20, "none was asked twice"
+
+
+@pytest.mark.parametrize(("most_together", "requests"), [(1000, 3), (10, 26), (1, 252)])
+async def test_many_calls_go_together_as_far_as_the_endpoint_allows(
+    most_together: int, requests: int
+) -> None:
+    async with nodes(node := Node(lambda method, params: params[0])) as urls, Rpc(urls, 7) as rpc:
+        node.most_together = most_together
+        with trio.fail_after(60):
+            for _ in range(2):
+                calls = [("echo", (hex(number),)) for number in range(250)]
+                assert await rpc.call_many(calls, decode=decode_quantity) == list(range(250))
+        assert len(node.calls) <= 1 + 2 * requests, "what is refused once is not tried again"
+        assert max(node.batches) == 100
+
+
+async def test_one_call_of_many_that_is_refused_is_the_answer() -> None:
+    def answer(method: str, params: list[object]) -> object:
+        return ValueError("header not found") if params[0] == "0x3" else params[0]
+
+    async with nodes(Node(answer)) as urls, Rpc(urls, 7) as rpc:
+        with trio.fail_after(60), pytest.raises(RpcRefusedError, match="header not found"):
+            await rpc.call_many([("echo", (hex(n),)) for n in range(5)], decode=decode_quantity)
+
+
+async def test_of_two_endpoints_a_hanging_one_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_module, "_GRACE_S", 0.1)
+    async with (
+        nodes(slow := Node(good, hang=True), Node(good)) as urls,
+        Rpc(urls, 7, deadline_s=600.0) as rpc,
+    ):
+        with trio.fail_after(60):
+            assert await rpc.call_many_each(2, [("x", ())] * 3, decode=decode_quantity) == [[42] * 3]
+            await rpc.call_many_each(2, [("x", ())], decode=decode_quantity)
+        assert slow.calls == ["eth_chainId"], "it rests"
+
+
+async def test_who_gives_up_waiting_has_the_endpoint_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_module, "_GRACE_S", 0.1)
+    async with (
+        nodes(slow := Node(good, hang=True), Node(good)) as urls,
+        Rpc(urls, 7, deadline_s=600.0) as rpc,
+    ):
+        with trio.move_on_after(0.2):
+            await rpc.call("x", decode=decode_quantity)
+        with trio.fail_after(60):
+            assert await rpc.call("x", decode=decode_quantity) == 42
+        assert slow.calls == ["eth_chainId"]
+
+
+async def test_an_endpoint_that_has_not_got_so_far_is_not_needed() -> None:
+    def answer(method: str, params: list[object]) -> object:
+        if method == "eth_getBlockByNumber":
+            return {"number": "0x64", "hash": "0x" + "11" * 32, "timestamp": "0x1"}
+        return ValueError("header not found") if params[-1] == "0x64" else "0x" + words(1, 0, 0).hex()
+
+    def has(method: str, params: list[object]) -> object:
+        return "0x" + words(7, 0, 0).hex()
+
+    async with nodes(Node(answer), Node(has)) as urls, Rpc(urls, 7) as rpc:
+        chain = Chain(rpc, Domain(7, b"\x01" * 20))
+        with trio.fail_after(60):
+            assert (await chain.purse(b"\x02" * 20, b"\x03" * 20)).deposited_wei == 7
+            with pytest.raises(ChainError, match="before 101"):
+                await chain.purses([(b"\x02" * 20, b"\x03" * 20)], least_block=101)
 
 
 def words(*numbers: int) -> bytes:

@@ -7,14 +7,17 @@ look fuller than it is.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+
+import trio
 
 from payments import abi
 from payments.abi import Listing, OnChainPurse
 from payments.books import Domain
-from payments.errors import DecodeError
+from payments.errors import ChainError, DecodeError
 from payments.fees import Fees, choose_fees
-from payments.io.chain.rpc import Rpc, decode_data, decode_object, decode_quantity
+from payments.io.chain.rpc import Call, Rpc, decode_data, decode_object, decode_quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +57,41 @@ class Chain:
 
         An unlock or a withdrawal counts at once, also when it is not confirmed.
         """
+        return (await self.purses([(payer, payee)], confirmations))[0]
+
+    async def purses(
+        self, pairs: Sequence[tuple[bytes, bytes]], confirmations: int = 0, least_block: int = 0
+    ) -> list[OnChainPurse]:
+        """Return many purses (payer and payee each), as `purse` does, in few requests.
+
+        Raises ChainError also if the endpoints have not got to `least_block` yet.
+        """
+        if not pairs:
+            return []
         newest = await self.block()
-        at = max(0, newest.number - confirmations)
-        data = abi.encode_call("purse(address,address)", _hex(payer), _hex(payee))
-        call = {"to": _hex(self.domain.contract), "data": "0x" + data.hex()}
-        found = await self.rpc.call_each(2, "eth_call", call, hex(at), decode=_decode_purse)
+        if newest.number < least_block:
+            raise ChainError(f"the chain's endpoint is at block {newest.number}, before {least_block}")
+        found: list[list[OnChainPurse]] = []
+        at = hex(max(0, newest.number - confirmations))
+
+        async def read_then() -> None:
+            found.extend(await self.rpc.call_many_each(2, self._purse_calls(pairs, at), decode=_decode_purse))
+
+        async def read_now() -> None:
+            calls = self._purse_calls(pairs, "latest")
+            found.append(await self.rpc.call_many(calls, decode=_decode_purse))
+
         if confirmations:
-            found.append(await self.rpc.call("eth_call", call, "latest", decode=_decode_purse))
-        unlocks = [p.unlock_at_s for p in found if p.unlock_at_s]
-        return OnChainPurse(
-            min(p.deposited_wei for p in found),
-            max(p.claimed_wei for p in found),
-            min(unlocks, default=0),
-        )
+            await run_together(read_then, read_now)
+        else:
+            await read_then()
+        return [_least(views) for views in zip(*found, strict=True)]
+
+    def _purse_calls(self, pairs: Sequence[tuple[bytes, bytes]], at: str) -> list[Call]:
+        to = _hex(self.domain.contract)
+        return [
+            ("eth_call", ({"to": to, "data": "0x" + abi.encode_purse(*pair).hex()}, at)) for pair in pairs
+        ]
 
     async def earned(self, payee: bytes) -> int:
         """Return what a payee may cash out."""
@@ -102,6 +127,24 @@ class Chain:
         return await self.rpc.call("eth_call", call, "latest", decode=_decode_word)
 
 
+async def run_together(*tasks: Callable[[], Awaitable[None]]) -> None:
+    """Run independent reads at the same time; the first error ends the others and is raised as it is."""
+    errors: list[ChainError] = []
+    async with trio.open_nursery() as nursery:
+
+        async def run(task: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await task()
+            except ChainError as error:
+                errors.append(error)
+                nursery.cancel_scope.cancel()
+
+        for task in tasks:
+            nursery.start_soon(run, task)
+    if errors:
+        raise errors[0]
+
+
 def decode_block(value: object) -> Block:
     """Return a block. Raises DecodeError if a field is missing or of another form."""
     fields = decode_object(value)
@@ -124,6 +167,15 @@ def decode_fee_history(value: object) -> Fees:
         raise DecodeError("not a fee history")
     tips = [decode_quantity(row[0]) for row in rewards if isinstance(row, list) and row]
     return choose_fees(decode_quantity(bases[-1]), tips)
+
+
+def _least(views: Sequence[OnChainPurse]) -> OnChainPurse:
+    """The least favourable of several views of one purse."""
+    return OnChainPurse(
+        min(p.deposited_wei for p in views),
+        max(p.claimed_wei for p in views),
+        min((p.unlock_at_s for p in views if p.unlock_at_s), default=0),
+    )
 
 
 def _decode_purse(value: object) -> OnChainPurse:

@@ -29,6 +29,7 @@ from payments.keys import PurseKey, checksum_address
 BASE_FEE_WEI = 10**9
 BLOCK_GAS = 30_000_000
 _MAX_BODY_BYTES = 2_000_000
+_MAX_TOGETHER = 1000
 _TIP_WEI = 10**9
 _KEPT_BLOCKS = 100_000
 
@@ -267,10 +268,26 @@ class _Handler(BaseHTTPRequestHandler):
         if not 0 < length <= _MAX_BODY_BYTES:
             self.send_error(413)
             return
+        try:
+            request = json.loads(self.rfile.read(length))
+        except (ValueError, RecursionError):
+            request = None
+        answer: object
+        if isinstance(request, list) and 0 < len(request) <= _MAX_TOGETHER:
+            answer = [self._answer(each) for each in request]
+        else:
+            answer = self._answer(request)
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _answer(self, request: Any) -> dict[str, object]:
         request_id: object = None
         answer: dict[str, object] = {"jsonrpc": "2.0"}
         try:
-            request = json.loads(self.rfile.read(length))
             request_id = request.get("id")
             answer["result"] = self.node.answer(str(request["method"]), list(request.get("params", [])))
         except RpcError as error:
@@ -280,12 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             answer["error"] = {"code": -32600, "message": "invalid request"}
         answer["id"] = request_id
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return answer
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """Say nothing for each request."""

@@ -24,13 +24,21 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+Call = tuple[str, Sequence[object]]
+"""A method and its parameters."""
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_TOGETHER = 100
+"""Calls in one request: what most providers take, and far below the limit of an answer's length."""
+_GRACE_S = 2.0
+"""How much longer than the first of several endpoints the others are waited for."""
 _REST_S = 5.0
 _MAX_REST_S = 300.0
 _WRONG_CHAIN_REST_S = 600.0
 _MAX_DEPTH = 64
 _BRACKETS = re.compile(rb"[\[\]{}]")
+_BUSY_STATUS = (429, 502, 503)
+_TOO_LONG_STATUS = (400, 405, 413, 414, 415, 422, 501)
 _BUSY_CODES = (-32005, -32029, 429)
 """Error codes by which providers say "too many requests": another endpoint, or later."""
 
@@ -45,6 +53,8 @@ class Endpoint:
     is_ours: bool = False
     """Whether it has shown that it serves our chain since it last failed."""
     last_error: str = ""
+    most_together: int = MAX_TOGETHER
+    """Calls that it takes in one request."""
 
     @property
     def name(self) -> str:
@@ -106,35 +116,84 @@ class Rpc:
         Raises RpcRefusedError if an endpoint answers with an error of the method itself, WrongChainError if
         every endpoint serves another chain, RpcUnavailableError if none gave a good answer in time.
         """
-        for attempt in range(self._attempts):
-            endpoint = self._choose()
-            if endpoint is None:
-                break
-            answer = await self._try(endpoint, method, params, decode)
-            if answer is not None:
-                return answer[0]
-            if attempt + 1 < self._attempts and self._choose() is endpoint:
-                await trio.sleep(0.1 * 2**attempt * (1 + self._rng.random()))
-        raise self._verdict(method)
+        return (await self.call_many([(method, params)], decode=decode))[0]
+
+    async def call_many(self, calls: Sequence[Call], *, decode: Callable[[object], T]) -> list[T]:
+        """Return the decoded answers of many calls, in their order: up to a hundred in one request.
+
+        Each hundred is answered by one endpoint as a whole; an endpoint that takes no JSON-RPC batches is
+        asked for one at a time. Raises as `call` does.
+        """
+        answers: list[T] = []
+        for first in range(0, len(calls), MAX_TOGETHER):
+            answers += await self._call_part(calls[first : first + MAX_TOGETHER], decode)
+        return answers
 
     async def call_each(
         self, count: int, method: str, *params: object, decode: Callable[[object], T]
     ) -> list[T]:
         """Return the answers of up to `count` different endpoints (at least one), to compare them.
 
-        Raises as `call` does, if not one gave a good answer.
+        Raises as `call` does, if not one gave a good answer; RpcRefusedError also if one of several refuses.
         """
-        answers: list[T] = []
+        found = await self._ask_each(count, [(method, params)], decode, may_miss=False)
+        return [answers[0] for answers in found]
+
+    async def call_many_each(
+        self, count: int, calls: Sequence[Call], *, decode: Callable[[object], T]
+    ) -> list[list[T]]:
+        """Return the answers to many calls of up to `count` different endpoints (at least one), each in the
+        calls' order. One that refuses, mostly because it has not got so far, counts as not there while
+        another answers. Raises as `call` does.
+        """
+        return await self._ask_each(count, calls, decode, may_miss=True)
+
+    async def _ask_each(
+        self, count: int, calls: Sequence[Call], decode: Callable[[object], T], *, may_miss: bool
+    ) -> list[list[T]]:
         now = trio.current_time()
-        for endpoint in sorted(self.endpoints, key=lambda e: e.failures):
-            if len(answers) == count:
+        left = [e for e in sorted(self.endpoints, key=lambda e: e.failures) if e.rests_until <= now]
+        found: list[list[T]] = []
+        refused: list[RpcRefusedError] = []
+
+        async def ask(scope: trio.CancelScope) -> None:
+            while left:
+                endpoint = left.pop(0)
+                answers: list[T] = []
+                try:
+                    for first in range(0, len(calls), MAX_TOGETHER):
+                        part = await self._try(endpoint, calls[first : first + MAX_TOGETHER], decode)
+                        if part is None:
+                            break
+                        answers += part
+                    else:
+                        found.append(answers)
+                        # Who is much slower than another must not hold up what money waits for.
+                        scope.deadline = min(scope.deadline, trio.current_time() + _GRACE_S)
+                        return
+                except RpcRefusedError as error:
+                    refused.append(error)
+                    if not may_miss:
+                        return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(count, len(left))):
+                nursery.start_soon(ask, nursery.cancel_scope)
+        if refused and not (found and may_miss):
+            raise refused[0]
+        return found or [await self.call_many(calls, decode=decode)]
+
+    async def _call_part(self, calls: Sequence[Call], decode: Callable[[object], T]) -> list[T]:
+        for attempt in range(self._attempts):
+            endpoint = self._choose()
+            if endpoint is None:
                 break
-            if endpoint.rests_until > now:
-                continue
-            answer = await self._try(endpoint, method, params, decode)
-            if answer is not None:
-                answers.append(answer[0])
-        return answers or [await self.call(method, *params, decode=decode)]
+            answers = await self._try(endpoint, calls, decode)
+            if answers is not None:
+                return answers
+            if attempt + 1 < self._attempts and self._choose() is endpoint:
+                await trio.sleep(0.1 * 2**attempt * (1 + self._rng.random()))
+        raise self._verdict(calls[0][0])
 
     def _choose(self) -> Endpoint | None:
         usable = [e for e in self.endpoints if "another chain" not in e.last_error]
@@ -150,43 +209,76 @@ class Rpc:
         return RpcUnavailableError(f"No endpoint answered {method} ({told}).")
 
     async def _try(
-        self, endpoint: Endpoint, method: str, params: Sequence[object], decode: Callable[[object], T]
-    ) -> tuple[T] | None:
-        """Ask one endpoint; return its answer in a tuple, or None if it failed (which is noted)."""
+        self, endpoint: Endpoint, calls: Sequence[Call], decode: Callable[[object], T]
+    ) -> list[T] | None:
+        """Ask one endpoint; return its answers, or None if it failed (which is noted)."""
+        begun = trio.current_time()
         try:
             if not endpoint.is_ours:
-                found = await self._request(endpoint, "eth_chainId", [], decode_quantity)
+                [found] = await self._request(endpoint, [("eth_chainId", ())], decode_quantity)
                 if found != self.chain_id:
                     endpoint.failures += 1
                     endpoint.last_error = f"serves another chain, {found}"
                     endpoint.rests_until = trio.current_time() + _WRONG_CHAIN_REST_S
                     return None
                 endpoint.is_ours = True
-            answer = await self._request(endpoint, method, params, decode)
+            answers = await self._ask(endpoint, calls, decode)
         except (DecodeError, RpcUnavailableError) as error:
-            endpoint.failures += 1
-            endpoint.is_ours = False
-            endpoint.last_error = str(error)
-            rest = min(_MAX_REST_S, _REST_S * 2 ** min(endpoint.failures - 1, 10))
-            endpoint.rests_until = trio.current_time() + rest
+            self._note_failure(endpoint, str(error))
             return None
+        except trio.Cancelled:
+            waited_s = trio.current_time() - begun
+            if waited_s >= _GRACE_S:
+                # Who asked had less patience than our deadline; the next one should not wait as long again.
+                self._note_failure(endpoint, f"no answer within {waited_s:.0f} s")
+            raise
         endpoint.failures = 0
         endpoint.rests_until = 0.0
         endpoint.last_error = ""
-        return (answer,)
+        return answers
+
+    @staticmethod
+    def _note_failure(endpoint: Endpoint, reason: str) -> None:
+        endpoint.failures += 1
+        endpoint.is_ours = False
+        endpoint.last_error = reason
+        rest = min(_MAX_REST_S, _REST_S * 2 ** min(endpoint.failures - 1, 10))
+        endpoint.rests_until = trio.current_time() + rest
+
+    async def _ask(self, endpoint: Endpoint, calls: Sequence[Call], decode: Callable[[object], T]) -> list[T]:
+        """Make as few requests as the endpoint allows; what it allows is found out."""
+        answers: list[T] = []
+        while len(answers) < len(calls):
+            part = calls[len(answers) : len(answers) + endpoint.most_together]
+            try:
+                answers += await self._request(endpoint, part, decode)
+            except _NoBatchError:
+                endpoint.most_together = max(1, min(endpoint.most_together, len(part)) // 10)
+            except RpcRefusedError:
+                if len(part) == 1:
+                    raise
+                # Some refuse each call of a batch that is too long for them; others mean the call itself.
+                answers += await self._request(endpoint, part[:1], decode)
+                endpoint.most_together = max(1, min(endpoint.most_together, len(part)) // 10)
+        return answers
 
     async def _request(
-        self, endpoint: Endpoint, method: str, params: Sequence[object], decode: Callable[[object], T]
-    ) -> T:
+        self, endpoint: Endpoint, calls: Sequence[Call], decode: Callable[[object], T]
+    ) -> list[T]:
         import httpx
 
         if self._client is None:
             raise ValueError("an Rpc is used inside its `async with`")
-        self._next_id += 1
-        request = {"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": list(params)}
+        first_id = self._next_id + 1
+        self._next_id += len(calls)
+        requests = [
+            {"jsonrpc": "2.0", "id": first_id + place, "method": method, "params": list(params)}
+            for place, (method, params) in enumerate(calls)
+        ]
+        body: object = requests if len(requests) > 1 else requests[0]
         try:
             with trio.fail_after(self._deadline_s):
-                async with self._client.stream("POST", endpoint.url, json=request) as response:
+                async with self._client.stream("POST", endpoint.url, json=body) as response:
                     data = bytearray()
                     async for chunk in response.aiter_bytes():
                         data += chunk
@@ -197,7 +289,43 @@ class Rpc:
             raise RpcUnavailableError(f"no answer within {self._deadline_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise RpcUnavailableError(f"{type(error).__name__}") from None
-        return decode_answer(bytes(data), status, self._next_id, decode)
+        if len(requests) == 1:
+            return [decode_answer(bytes(data), status, first_id, decode)]
+        return decode_answers(bytes(data), status, first_id, len(requests), decode)
+
+
+class _NoBatchError(Exception):
+    """An endpoint does not take so many calls in one request."""
+
+
+def decode_answers(
+    data: bytes, status: int, first_id: int, count: int, decode: Callable[[object], T]
+) -> list[T]:
+    """Return the decoded results of `count` calls that were sent in one request, by their numbers.
+
+    Raises as `decode_answer` does (for the first call that has an error), and _NoBatchError if the answer is
+    none to a batch: an endpoint may take none, or not so many.
+    """
+    if status in _TOO_LONG_STATUS:
+        raise _NoBatchError
+    answers = _parse(data, status)
+    if isinstance(answers, dict):
+        error = answers.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        if status in _BUSY_STATUS or code in _BUSY_CODES:
+            raise RpcUnavailableError(f"busy ({code or status})")
+        raise _NoBatchError
+    if not isinstance(answers, list):
+        raise DecodeError("the answer is neither an object nor a list")
+    found: dict[int, object] = {}
+    for answer in answers:
+        number = answer.get("id") if isinstance(answer, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise DecodeError("an answer to none of our requests")
+        found[number] = answer
+    if len(answers) != count or set(found) != set(range(first_id, first_id + count)):
+        raise DecodeError("the answers are not to our requests")
+    return [_decode_one(found[first_id + place], status, first_id + place, decode) for place in range(count)]
 
 
 def decode_answer(data: bytes, status: int, request_id: int, decode: Callable[[object], T]) -> T:
@@ -206,21 +334,29 @@ def decode_answer(data: bytes, status: int, request_id: int, decode: Callable[[o
     Raises RpcRefusedError for an error of the method, RpcUnavailableError for one of the provider,
     DecodeError for anything that is not JSON-RPC or not of the expected form.
     """
+    return _decode_one(_parse(data, status), status, request_id, decode)
+
+
+def _parse(data: bytes, status: int) -> object:
     if is_too_deep(data):
         raise DecodeError("the answer is nested too deeply")
     try:
-        answer = json.loads(data)
+        parsed: object = json.loads(data)
     except (ValueError, RecursionError):
         if status != 200:
             raise RpcUnavailableError(f"HTTP status {status}") from None
         raise DecodeError("the answer is not JSON") from None
+    return parsed
+
+
+def _decode_one(answer: object, status: int, request_id: int, decode: Callable[[object], T]) -> T:
     if not isinstance(answer, dict):
         raise DecodeError("the answer is not an object")
     error = answer.get("error")
     if error is not None:
         code = error.get("code") if isinstance(error, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
-        if status in (429, 502, 503) or code in _BUSY_CODES:
+        if status in _BUSY_STATUS or code in _BUSY_CODES:
             raise RpcUnavailableError(f"busy ({code})")
         if not isinstance(code, int) or not isinstance(message, str):
             raise DecodeError("an error without code or message")
