@@ -8,6 +8,7 @@ docs/protocol/payments.md, section 7.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from payments.books import Claim
@@ -20,6 +21,10 @@ FIRST_CLAIM_GAS = 17_100
 WALK_GAS = 99
 """For each hash of the closing walk."""
 MAX_BATCH = 64
+MAX_READS = 1000
+"""Purses looked at on the chain in one round: some twenty requests."""
+IDLE_READS = 100
+"""Of those that would not even bring their own gas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,41 @@ class Batch:
     urgent: bool
     gas_limit: int
     due_wei: int
+
+
+def choose_reads(
+    owed: Sequence[tuple[Claim, int]],
+    gas_price_wei: int,
+    watched: Collection[bytes],
+    read_at: Mapping[bytes, int],
+    most: int | None = MAX_READS,
+) -> list[int]:
+    """Return which purses to look at on the chain in this round, as places in `owed`, the worthiest first.
+
+    `owed` has each claim with the wei noted as claimed already; `watched` are payers whose purses must be
+    looked at whatever they owe; `read_at` tells in which round a payer's purse was looked at last. Purses
+    that cannot bring their own gas (opening thousands of them is cheap) are looked at a few in a round: more
+    may be due only after a reorganisation. Of more than `most` others half are the worthiest and half those
+    not looked at for the longest, so that all get their turn long before a notice period is over.
+    """
+    worth: list[tuple[int, int]] = []
+    idle: list[int] = []
+    for place, (claim, claimed_wei) in enumerate(owed):
+        unclaimed = claim.worth_wei - claimed_wei
+        gas = CLAIM_GAS + WALK_GAS * claim.ticket.index
+        if (unclaimed > 0 and unclaimed >= gas * gas_price_wei) or claim.payer in watched:
+            worth.append((-unclaimed, place))
+        else:
+            idle.append(place)
+
+    def longest_ago(places: list[int]) -> list[int]:
+        return sorted(places, key=lambda place: read_at.get(owed[place][0].payer, -1))
+
+    worth.sort()
+    places = [place for _, place in worth]
+    if most is not None and len(places) > most:
+        places = [*places[: most // 2], *longest_ago(places[most // 2 :])[: most - most // 2]]
+    return places + longest_ago(idle)[:IDLE_READS]
 
 
 def decide(

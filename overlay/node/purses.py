@@ -133,16 +133,20 @@ class Purses:
         """See what became of our purses on the chain, now and then."""
         while True:
             await trio.sleep(self._settings.claim_interval_s)
-            for link, tabs in list(self.desk.links.items()):
-                if tabs.paying is None or not tabs.paying.is_wanted:
-                    continue
-                try:
-                    view = await self._own_view(tabs.paying.payee)
-                except ChainError:
-                    continue
-                if link in self.desk.links:
-                    self._do_now(self.desk.on_own_purse(tabs.paying.payee, view, trio.current_time()))
-                    self._on_change()
+            payees = {
+                tabs.paying.payee
+                for tabs in self.desk.links.values()
+                if tabs.paying is not None and tabs.paying.is_wanted
+            }
+            pairs = [(self._own, payee) for payee in payees]
+            try:
+                purses = await self._chain.purses(pairs, self._settings.confirmations)
+            except ChainError:
+                continue
+            for (_, payee), purse in zip(pairs, purses, strict=True):
+                self._do_now(self.desk.on_own_purse(payee, _view_of(purse), trio.current_time()))
+            if pairs:
+                self._on_change()
 
     async def _load(self, link: Link, payer: bytes) -> None:
         """A neighbour has shown a purse: what do ledger and chain say of it?"""
@@ -192,7 +196,7 @@ class Purses:
         return self._see(payer, purse)
 
     def _see(self, payer: bytes, purse: OnChainPurse) -> PurseView:
-        view = PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))
+        view = _view_of(purse)
         share = self.starts.share_wei(payer)
         if not view.deposited_wei and not share:
             # Whoever shows keys of empty purses must not push out those with money in them.
@@ -205,6 +209,12 @@ class Purses:
             self.starts.release(payer)
             share = 0
         return PurseView(view.deposited_wei, view.claimed_wei, view.unlocking, share)
+
+    def watched(self) -> set[bytes]:
+        """Payers whose purses the redeemer should look at whatever they owe: those attached to a link, and
+        those that were lent start-up credit.
+        """
+        return self.desk.payers() | set(self._lent.values())
 
     def on_purse(self, payer: bytes, purse: OnChainPurse) -> None:
         """The redeemer has seen a purse that pays us."""
@@ -241,7 +251,7 @@ class Purses:
 
     async def _own_view(self, payee: bytes) -> PurseView:
         purse = await self._chain.purse(self._own, payee, self._settings.confirmations)
-        return PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))
+        return _view_of(purse)
 
     def _own_purse(self, payee: bytes) -> PurseKeyed:
         return PurseKeyed(self._domain, self._own, payee)
@@ -298,3 +308,7 @@ class Purses:
             raise PaymentsError(
                 f"all purses would hold {held + more_wei} wei, more than payments.max_in_purses allows"
             )
+
+
+def _view_of(purse: OnChainPurse) -> PurseView:
+    return PurseView(purse.deposited_wei, purse.claimed_wei, bool(purse.unlock_at_s))

@@ -255,6 +255,10 @@ class Desk(Generic[L]):
         """Whether a purse that pays us is attached to a link."""
         return payer in self._attached
 
+    def payers(self) -> set[bytes]:
+        """Whose purses are attached to links and pay us."""
+        return {name for name in self._attached if len(name) == 20}
+
     def on_purse(self, payer: bytes, view: PurseView) -> None:
         """The chain's view of a purse that pays us changed."""
         link = self._attached.get(payer)

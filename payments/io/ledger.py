@@ -276,12 +276,12 @@ class Ledger:
                 found.append((claim, int(claimed)))
         return found
 
-    def note_claimed(self, purse: PurseKeyed, claimed_wei: int) -> None:
-        """Note what the chain says was claimed from a purse that pays us."""
+    def note_claimed(self, claimed: Sequence[tuple[PurseKeyed, int]]) -> None:
+        """Note what the chain says was claimed (wei) from purses that pay us."""
         with self._write() as db:
-            db.execute(
+            db.executemany(
                 f"UPDATE purses SET claimed_wei=? WHERE {_PURSE}",
-                (str(claimed_wei), "payee", *_fields(purse)),
+                [(str(wei), "payee", *_fields(purse)) for purse, wei in claimed],
             )
 
     def put_transaction(self, transaction: StoredTransaction) -> None:

@@ -8,7 +8,7 @@ no gas money, a revert) ends a round, is logged, and is tried again in the next.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import structlog
@@ -21,7 +21,7 @@ from payments.io.chain.client import Chain
 from payments.io.chain.sender import Sender
 from payments.io.ledger import DayEarnings, Ledger, PurseKeyed
 from payments.keys import checksum_address
-from payments.redeemer import Batch, Claimable, RedeemLimits, decide
+from payments.redeemer import MAX_READS, Batch, Claimable, RedeemLimits, choose_reads, decide
 
 _AVERAGE_NOTE = "gas average"
 _DAY_S = 86400
@@ -54,8 +54,11 @@ class Redeemer:
         confirmations: int = 3,
         interval_s: float = 60.0,
         on_purse: Callable[[bytes, OnChainPurse], None] | None = None,
+        watched: Callable[[], Collection[bytes]] = tuple,
     ) -> None:
-        """Claim for `payee` (20 bytes). `on_purse(payer, purse)` hears what the chain says in each round."""
+        """Claim for `payee` (20 bytes). `on_purse(payer, purse)` hears what the chain says of the purses
+        looked at; those of the payers that `watched` names are, even if they owe nothing.
+        """
         self._chain = chain
         self._sender = sender
         self._ledger = ledger
@@ -65,6 +68,9 @@ class Redeemer:
         self._confirmations = confirmations
         self._interval_s = interval_s
         self._on_purse = on_purse
+        self._watched = watched
+        self._rounds = 0
+        self._read_at: dict[bytes, int] = {}
         self._average: GasAverage | None = None
         self._lock = trio.Lock()
 
@@ -100,9 +106,9 @@ class Redeemer:
             return await self._round(force)
 
     async def _round(self, force: bool) -> RoundResult:
-        purses = await self._read_purses()
         newest = await self._chain.block()
         price = newest.base_fee_wei + (await self._chain.fees()).tip_wei
+        purses = await self._read_purses(price, None if force else MAX_READS)
         average = await self._observe(price)
         limits = self._limits
         if force:
@@ -114,18 +120,29 @@ class Redeemer:
             done = await self._claim(batch, await self._chain.fees(), done)
         return done
 
-    async def _read_purses(self) -> list[Claimable]:
-        found: list[Claimable] = []
+    async def _read_purses(self, gas_price_wei: int, most: int | None) -> list[Claimable]:
+        """Look at the purses that matter, a hundred in one request."""
         stored = await trio.to_thread.run_sync(self._ledger.claims, self._chain.domain, self._payee)
-        for claim, known_claimed in stored:
-            # Confirmed money counts for what a batch is worth; claims made by anyone count at once.
-            purse = await self._chain.purse(claim.payer, self._payee, self._confirmations)
+        chosen = choose_reads(stored, gas_price_wei, self._watched(), self._read_at, most)
+        self._rounds += 1
+        known = {claim.payer for claim, _ in stored}
+        self._read_at = {payer: at for payer, at in self._read_at.items() if payer in known}
+        pairs = [(stored[place][0].payer, self._payee) for place in chosen]
+        # Confirmed money counts for what a batch is worth; claims made by anyone count at once.
+        purses = await self._chain.purses(pairs, self._confirmations)
+        found: list[Claimable] = []
+        changed: list[tuple[PurseKeyed, int]] = []
+        for place, purse in zip(chosen, purses, strict=True):
+            claim, known_claimed = stored[place]
+            self._read_at[claim.payer] = self._rounds
             if self._on_purse is not None:
                 self._on_purse(claim.payer, purse)
             if purse.claimed_wei != known_claimed:
                 keyed = PurseKeyed(self._chain.domain, claim.payer, self._payee)
-                await trio.to_thread.run_sync(self._ledger.note_claimed, keyed, purse.claimed_wei)
+                changed.append((keyed, purse.claimed_wei))
             found.append(Claimable(claim, purse.deposited_wei, purse.claimed_wei, purse.unlock_at_s))
+        if changed:
+            await trio.to_thread.run_sync(self._ledger.note_claimed, changed)
         return found
 
     async def _observe(self, price_wei: int) -> GasAverage:
@@ -154,10 +171,13 @@ class Redeemer:
         log.info("claim_sent", purses=len(batch.claims), urgent=batch.urgent, due_wei=batch.due_wei)
         receipt = await self._sender.wait(sent, self._confirmations)
         gained = max(0, await self._chain.earned(self._payee) - before)
-        for claim in batch.claims:
-            purse = await self._chain.purse(claim.payer, self._payee)
-            keyed = PurseKeyed(self._chain.domain, claim.payer, self._payee)
-            await trio.to_thread.run_sync(self._ledger.note_claimed, keyed, purse.claimed_wei)
+        pairs = [(claim.payer, self._payee) for claim in batch.claims]
+        purses = await self._chain.purses(pairs)
+        claimed = [
+            (PurseKeyed(self._chain.domain, *pair), purse.claimed_wei)
+            for pair, purse in zip(pairs, purses, strict=True)
+        ]
+        await trio.to_thread.run_sync(self._ledger.note_claimed, claimed)
         day = DayEarnings(int(self._clock() // _DAY_S), self._payee, 0, 0, 0, gained, receipt.fee_wei)
         await trio.to_thread.run_sync(self._ledger.add_earnings, day)
         log.info("claim_confirmed", purses=len(batch.claims), claimed_wei=gained, gas_wei=receipt.fee_wei)

@@ -44,7 +44,7 @@ def test_what_is_stored_is_loaded_again(tmp_path: Path) -> None:
         [(claim, claimed)] = ledger.claims(DOMAIN, b"\x02" * 20)
         assert claim.worth_wei == 1040
         assert claimed == 0
-        ledger.note_claimed(PURSE, 900)
+        ledger.note_claimed([(PURSE, 900)])
         assert ledger.claims(DOMAIN, b"\x02" * 20)[0][1] == 900
         ledger.store("payee", PURSE, state(number=2))
         assert ledger.claims(DOMAIN, b"\x02" * 20)[0][1] == 900, "storing a ticket keeps what was claimed"

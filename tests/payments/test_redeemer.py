@@ -13,20 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payments import abi
+from payments.abi import OnChainPurse
 from payments.books import Book, Claim, Domain, SignedBook, Ticket
 from payments.chains import build_chain
 from payments.digest import book_digest, domain_separator
 from payments.errors import LedgerError
 from payments.fees import AVERAGE_HALF_LIFE_S, Fees, GasAverage, choose_fees
-from payments.io.chain.client import Chain
+from payments.io.chain.client import Block, Chain
 from payments.io.chain.deploy import deploy
 from payments.io.chain.devchain import advance_time, open_devchain
 from payments.io.chain.rpc import Rpc
 from payments.io.chain.sender import Sender
-from payments.io.ledger import Ledger, PurseKeyed
+from payments.io.ledger import Ledger, PurseKeyed, Side
 from payments.io.redeemer import Redeemer, RoundResult
 from payments.keys import PurseKey
-from payments.redeemer import MAX_BATCH, Claimable, RedeemLimits, decide
+from payments.redeemer import IDLE_READS, MAX_BATCH, Claimable, RedeemLimits, choose_reads, decide
 from payments.state import PurseState
 
 GWEI = 10**9
@@ -122,6 +123,112 @@ def test_every_batch_brings_more_than_its_claims_cost(
         near = purse.unlock_at_s and now >= purse.unlock_at_s - LIMITS.deadline_margin_s
         if near and purse.due_wei > purse.gas * price:
             assert id(purse.claim) in sent, "an unlock deadline is never missed"
+
+
+def owed(number: int, due: int, claimed: int = 0) -> tuple[Claim, int]:
+    claim = claimable(0, due).claim
+    return replace(claim, payer=number.to_bytes(20, "big")), claimed
+
+
+def test_dust_is_looked_at_a_few_purses_at_a_time_and_all_get_their_turn() -> None:
+    dust = 17_000 * GWEI - 1
+    purses = [owed(number, dust) for number in range(1000)]
+    purses += [owed(2000, dust + 1), owed(2001, ETHER), owed(2002, ETHER, ETHER), owed(2003, 0)]
+    watched = {purses[-1][0].payer}
+    read_at: dict[bytes, int] = {}
+    for number in range(11):
+        places = choose_reads(purses, GWEI, watched, read_at)
+        assert places[:3] == [1001, 1000, 1003], "worth it, just worth it, watched"
+        assert len(places) == 3 + IDLE_READS
+        read_at |= {purses[place][0].payer: number for place in places}
+    assert len(read_at) == len(purses)
+    assert choose_reads(purses, 0, (), {})[0] == 1001, "gas that costs nothing makes no dust"
+
+
+def test_of_more_purses_than_can_be_looked_at_none_is_forgotten() -> None:
+    purses = [owed(number, ETHER + number) for number in range(500)]
+    read_at: dict[bytes, int] = {}
+    for number in range(9):
+        places = choose_reads(purses, GWEI, (), read_at, most=100)
+        assert len(places) == len(set(places)) == 100
+        assert places[:50] == list(range(499, 449, -1)), "the worthiest always"
+        read_at |= {purses[place][0].payer: number for place in places}
+    assert len(read_at) == len(purses)
+    assert len(choose_reads(purses, GWEI, (), read_at, most=None)) == 500
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**14), st.integers(0, 10**14)), max_size=30),
+    st.integers(0, 10**10),
+    st.sampled_from([0, 10]),
+)
+def test_what_is_not_looked_at_would_not_have_been_claimed(
+    amounts: list[tuple[int, int]], price: int, unlock_at_s: int
+) -> None:
+    purses = [owed(number, worth, claimed) for number, (worth, claimed) in enumerate(amounts)]
+    chosen = set(choose_reads(purses, price, (), {})[: len(purses)])
+    worth = {
+        place for place, (claim, claimed) in enumerate(purses) if claim.worth_wei - claimed >= 17_000 * price
+    }
+    assert {place for place in worth if purses[place][0].worth_wei > purses[place][1]} <= chosen
+    every = [Claimable(claim, ETHER, min(claimed, ETHER), unlock_at_s) for claim, claimed in purses]
+    sent = {id(claim) for batch in decide(every, price, False, 5.0, LIMITS) for claim in batch.claims}
+    assert sent <= {id(purses[place][0]) for place in chosen}
+
+
+class FakeChain:
+    """Counts requests; every purse has a deposit of one coin."""
+
+    domain = Domain(31337, b"\xc0" * 20)
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    async def block(self) -> Block:
+        return Block(1, bytes(32), 1000, GWEI)
+
+    async def fees(self) -> Fees:
+        return Fees(2 * GWEI, 1)
+
+    async def purses(self, pairs: list[tuple[bytes, bytes]], confirmations: int = 0) -> list[OnChainPurse]:
+        self.read.append(len(pairs))
+        return [OnChainPurse(ETHER, 0, 0) for _ in pairs]
+
+
+async def test_thousands_of_dust_purses_cost_few_reads(tmp_path: Path) -> None:
+    """Somebody opens purses by the thousand, each with a ticket or two in it."""
+    chain: Any = FakeChain()
+    sender: Any = None
+    payee = b"\x02" * 20
+    with Ledger(tmp_path / "ledger") as ledger:
+        states: list[tuple[Side, PurseKeyed, PurseState]] = []
+        for number in range(3000):
+            keyed = PurseKeyed(chain.domain, number.to_bytes(20, "big"), payee)
+            ledger._generations["payee", *_key_fields(keyed)] = 0
+            book = Book(payee, 1, 10 if number else ETHER // 10_000, 1, 1024, bytes(32))
+            states.append(("payee", keyed, PurseState(SignedBook(book, bytes(65)), 1, bytes(32))))
+        ledger.store_many(states)
+        seen: list[bytes] = []
+        redeemer = Redeemer(
+            chain,
+            sender,
+            ledger,
+            payee,
+            replace(LIMITS, worth_multiple=10**6),
+            lambda: 1000.0,
+            on_purse=lambda payer, purse: seen.append(payer),
+            watched=lambda: {(7).to_bytes(20, "big")},
+        )
+        for _ in range(3):
+            await redeemer.round()
+        assert chain.read == [2 + IDLE_READS] * 3
+        assert [payer for payer in seen if payer == bytes(20)] == [bytes(20)] * 3
+        assert seen[0] == bytes(20), "the worthiest first"
+        assert len(set(seen)) == 2 + 3 * IDLE_READS
+
+
+def _key_fields(keyed: PurseKeyed) -> tuple[object, ...]:
+    return keyed.domain.chain_id, keyed.domain.contract, keyed.payer, keyed.payee
 
 
 def test_fees_and_the_gas_average() -> None:

@@ -65,6 +65,7 @@ async def open_money(
                 confirmations=config.payments.confirmations,
                 interval_s=config.payments.claim_interval_s,
                 on_purse=on_purse,
+                watched=lambda: money.purses.watched(),
             )
             money = Money(
                 config.payments,

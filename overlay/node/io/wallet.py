@@ -271,7 +271,7 @@ class Wallet(WalletView):
     async def _finish_claim(self, payer: bytes, due_wei: int, receipt: Receipt) -> None:
         purse = await self._chain.purse(payer, self._payee)
         keyed = PurseKeyed(self._chain.domain, payer, self._payee)
-        await _in_thread(self._ledger.note_claimed, keyed, purse.claimed_wei)
+        await _in_thread(self._ledger.note_claimed, [(keyed, purse.claimed_wei)])
         day = int(self._clock() // _DAY_S)
         noted = DayEarnings(day, self._payee, 0, 0, 0, due_wei, receipt.fee_wei)
         await _in_thread(self._ledger.add_earnings, noted)

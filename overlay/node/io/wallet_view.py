@@ -11,7 +11,7 @@ import trio
 
 from payments import abi
 from payments.books import Domain
-from payments.io.chain.client import Chain
+from payments.io.chain.client import Chain, run_together
 from payments.io.ledger import Ledger
 from payments.keys import checksum_address
 from payments.pricing import format_coin
@@ -39,12 +39,23 @@ class WalletView:
 
     async def show(self) -> dict[str, Any]:
         """Return the account, its money, and the purses that it pays from and is paid from."""
-        newest = await self._chain.block()
         domain = self._chain.domain
-        mine = await trio.to_thread.run_sync(self._ledger.purses, "payer", domain)
+        mine = (await trio.to_thread.run_sync(self._ledger.purses, "payer", domain))[:MAX_PURSES]
+        purses: list[abi.OnChainPurse] = []
+        account: dict[str, int] = {}
+
+        async def read_purses() -> None:
+            purses.extend(await self._chain.purses([(keyed.payer, keyed.payee) for keyed, _, _ in mine]))
+
+        async def read_account() -> None:
+            account["balance_wei"] = await self._chain.balance(self._address)
+            account["cash_out_wei"] = await self._chain.earned(self._payee)
+            account["notice_s"] = await self._chain.notice_s()
+
+        newest = await self._chain.block()
+        await run_together(read_purses, read_account)
         found: list[dict[str, Any]] = []
-        for keyed, state, _ in mine[:MAX_PURSES]:
-            purse = await self._chain.purse(keyed.payer, keyed.payee)
+        for (keyed, state, _), purse in zip(mine, purses, strict=True):
             if not purse.deposited_wei and state.book is None:
                 continue  # an opening that never came to be, or is not there yet
             found.append(
@@ -63,10 +74,10 @@ class WalletView:
             "payee": checksum_address(self._payee),
             "chain_id": domain.chain_id,
             "coin": self._payments.coin,
-            "balance_wei": await self._chain.balance(self._address),
+            "balance_wei": account["balance_wei"],
             "gas_wei": await trio.to_thread.run_sync(count_gas, self._ledger, domain.chain_id, self._address),
-            "cash_out_wei": await self._chain.earned(self._payee),
-            "notice_s": await self._chain.notice_s(),
+            "cash_out_wei": account["cash_out_wei"],
+            "notice_s": account["notice_s"],
             "block": newest.number,
             "purses": found,
             "paying_us": await self._paying_us(),
