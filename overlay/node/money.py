@@ -324,7 +324,8 @@ class Money:
             return
         with suppress(ChainError, LedgerError):
             for old in await self._sender.resume():
-                await self._sender.wait(old)
+                with suppress(ChainError):
+                    await self._sender.wait(old)
 
     async def _keep_counts(self) -> None:
         """Look at links that carry often, at all others now and then: there may be thousands of them."""

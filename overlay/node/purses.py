@@ -41,6 +41,7 @@ VIEW_KEPT_S = 3600.0
 """A purse seen so lately is served although no endpoint of the chain answers."""
 MAX_VIEWS = 65_536
 CONFIRM_TIMEOUT_S = 900.0
+CONFIRM_POLL_S = 1.0
 UNBACKED_SHARE = 2
 """Of all that may be in purses, a half may be opened for neighbours that have shown no money."""
 
@@ -89,7 +90,10 @@ class Purses:
         self._looked: dict[bytes, float] = {}
         self._loads = trio.CapacityLimiter(MAX_LOADS)
         self._known_loads = trio.CapacityLimiter(MAX_LOADS)
-        self._funding = trio.Lock()
+        self._deciding = trio.Lock()
+        self._filling: dict[bytes, trio.Lock] = {}
+        self._targets: dict[bytes, int] = {}
+        """What is to be deposited in all in purses that are being filled: it counts as held already."""
         self._nursery: trio.Nursery | None = None
         self._late: list[Act[Link]] = []
 
@@ -260,20 +264,9 @@ class Purses:
         """Open or fill our purse towards `payee`, within the operator's limits, and wait until it counts."""
         name = checksum_address(payee)
         try:
-            async with self._funding:
-                now = await self._chain.purse(self._own, payee)
-                missing = deposit_wei - now.deposited_wei
-                if missing > 0:
-                    missing = max(missing, self._settings.purse_deposit_wei)
-                    await self._check_limit(missing)
-                    is_new = now.deposited_wei <= now.claimed_wei
-                    if is_new and not self.backing.may_open(payee, missing):
-                        raise PaymentsError(
-                            "who asks for it has shown no money, and purses for such neighbours hold as much "
-                            "as they may (half of payments.max_in_purses)"
-                        )
-                    await self._wallet.deposit(payee, missing, is_new=is_new)
-                    log.info("purse filled", payee=name, added_wei=missing)
+            added_wei = await self._fill(payee, deposit_wei)
+            if added_wei:
+                log.info("purse filled", payee=name, added_wei=added_wei)
             with trio.fail_after(CONFIRM_TIMEOUT_S):
                 while link in self.desk.links:
                     view = await self._own_view(payee)
@@ -282,13 +275,53 @@ class Purses:
                         self._do_now(self.desk.on_own_purse(payee, view, trio.current_time()))
                         self._on_change()
                         return
-                    await trio.sleep(1.0)
+                    await trio.sleep(CONFIRM_POLL_S)
         except (PaymentsError, OverlayError, trio.TooSlowError) as error:
             reason = str(error) or "it is not confirmed in time"
             self.problem = f"money: the purse towards {name} is not filled: {reason}"
             self._note(log.error, "purse not filled", link, payee=name, reason=reason)
             self.desk.on_own_failed(link, f"the purse for it cannot be filled: {reason}", trio.current_time())
             self._on_change()
+
+    async def _fill(self, payee: bytes, deposit_wei: int) -> int:
+        """Have a transaction mined that makes the deposit `deposit_wei`, if it is less; return what it adds.
+
+        Purses are filled side by side, each by one at a time; only what is decided about all of them is done
+        one after the other.
+        """
+        lock = self._filling.setdefault(payee, trio.Lock())
+        try:
+            async with lock:
+                # An earlier attempt may have sent one, also before a crash: it must not be sent twice.
+                at_block = await self._wallet.finish_deposits(payee)
+                async with self._deciding:
+                    missing, is_new = await self._decide(payee, deposit_wei, at_block)
+                if missing:
+                    try:
+                        await self._wallet.deposit(payee, missing, is_new=is_new)
+                    finally:
+                        self._targets.pop(payee, None)
+                return missing
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._filling.pop(payee, None)
+
+    async def _decide(self, payee: bytes, deposit_wei: int, at_block: int) -> tuple[int, bool]:
+        """How much to deposit, and whether the purse is new. Raises PaymentsError if a limit forbids it."""
+        [now] = await self._chain.purses([(self._own, payee)], least_block=at_block)
+        missing = deposit_wei - now.deposited_wei
+        is_new = now.deposited_wei <= now.claimed_wei
+        if missing <= 0:
+            return 0, is_new
+        missing = max(missing, self._settings.purse_deposit_wei)
+        await self._check_limit(missing)
+        if is_new and not self.backing.may_open(payee, missing):
+            raise PaymentsError(
+                "who asks for it has shown no money, and purses for such neighbours hold as much as they may "
+                "(half of payments.max_in_purses)"
+            )
+        self._targets[payee] = now.deposited_wei + missing
+        return missing, is_new
 
     def _left_for_us_wei(self, front: Link) -> int:
         """What a neighbour's purse holds that it has not given us tickets for; confirmed money only."""
@@ -300,10 +333,18 @@ class Purses:
 
     async def _check_limit(self, more_wei: int) -> None:
         """Raise PaymentsError if our purses would hold more than the operator allows."""
+        known = await trio.to_thread.run_sync(self._vault.ledger.purses, "payer", self._domain)
+        under_way: dict[bytes, int] = {}
+        for deposit in await self._wallet.unfinished_deposits():
+            under_way[deposit.payee] = under_way.get(deposit.payee, 0) + deposit.wei
+        payees = list({purse.payee for purse, _, _ in known} | set(self._targets) | set(under_way))
+        purses = await self._chain.purses([(self._own, payee) for payee in payees])
         held = 0
-        for purse, _, _ in await trio.to_thread.run_sync(self._vault.ledger.purses, "payer", self._domain):
-            found = await self._chain.purse(self._own, purse.payee)
-            held += found.deposited_wei - found.claimed_wei
+        for payee, purse in zip(payees, purses, strict=True):
+            target = self._targets.get(payee)
+            deposited = purse.deposited_wei
+            deposited = deposited + under_way.get(payee, 0) if target is None else max(deposited, target)
+            held += deposited - purse.claimed_wei
         if held + more_wei > self._settings.max_in_purses_wei:
             raise PaymentsError(
                 f"all purses would hold {held + more_wei} wei, more than payments.max_in_purses allows"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from payments.books import Claim, Domain
 from payments.errors import DecodeError, LedgerError, PurseBusyError
@@ -304,6 +304,23 @@ class Ledger:
                 ),
             )
 
+    def transaction(self, chain_id: int, sender: bytes, nonce: int) -> StoredTransaction | None:
+        """Return our newest transaction of `sender` with `nonce`, or None."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT * FROM transactions WHERE chain=? AND sender=? AND nonce=?", (chain_id, sender, nonce)
+            ).fetchone()
+        return None if row is None else _transaction(row)
+
+    def newest_block(self, chain_id: int, sender: bytes) -> int:
+        """Return the highest block in which a transaction of `sender` was seen; 0 if none was."""
+        with self._read() as db:
+            found = db.execute(
+                "SELECT max(block) FROM transactions WHERE chain=? AND sender=? AND state='mined'",
+                (chain_id, sender),
+            ).fetchone()[0]
+        return int(found or 0)
+
     def transactions(self, chain_id: int, sender: bytes, state: str | None = None) -> list[StoredTransaction]:
         """Return our transactions of `sender` (in `state`, if given), by nonce."""
         with self._read() as db:
@@ -312,9 +329,7 @@ class Ledger:
                 "WHERE chain=? AND sender=? AND (? IS NULL OR state=?) ORDER BY nonce",
                 (chain_id, sender, state, state),
             ).fetchall()
-        return [
-            StoredTransaction(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], int(r[8]), r[9]) for r in rows
-        ]
+        return [_transaction(row) for row in rows]
 
     def add_earnings(self, earnings: DayEarnings) -> None:
         """Add to what a neighbour brought in on a day."""
@@ -367,6 +382,11 @@ class Ledger:
 _KEPT_BOOKS = 8
 """Books kept as evidence beside the newest, which alone is ever claimed."""
 _PURSE = "side=? AND chain=? AND contract=? AND payer=? AND payee=?"
+
+
+def _transaction(row: tuple[Any, ...]) -> StoredTransaction:
+    r = row
+    return StoredTransaction(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], int(r[8]), r[9])
 
 
 def _add_earnings(db: sqlite3.Connection, e: DayEarnings) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -25,6 +25,7 @@ from payments.books import Domain
 from payments.errors import ChainError, KeyFileError, NoFundsError, TransactionFailedError, WrongChainError
 from payments.io.chain.artifacts import load_artifact
 from payments.io.chain.client import Chain
+from payments.io.chain.deposits import Deposit, find_deposits
 from payments.io.chain.rpc import Rpc
 from payments.io.chain.sender import Sender
 from payments.io.keystore import read_address
@@ -142,6 +143,25 @@ class Wallet(WalletView):
         receipt = await self._do(signature, *arguments, kind="open" if is_new else "top up", value_wei=wei)
         after = await self._chain.purse(self._address, payee)
         return {"payee": shown, "deposited_wei": after.deposited_wei, **_receipt(receipt)}
+
+    async def unfinished_deposits(self) -> list[Deposit]:
+        """Return the deposits that were sent, by this process or an earlier one, and not seen to end."""
+        chain_id = self._chain.domain.chain_id
+        sent = await _in_thread(self._ledger.transactions, chain_id, self._address, "sent")
+        return find_deposits(sent, self._chain.domain.contract, self._address)
+
+    async def finish_deposits(self, payee: bytes) -> int:
+        """Wait for what was sent into the purse towards `payee` before; return the block in which our newest
+        transaction is, which a reading of the purse must not be older than.
+
+        Raises ChainError if it is not mined in time.
+        """
+        for deposit in await self.unfinished_deposits():
+            if deposit.payee == payee:
+                with suppress(TransactionFailedError):  # It brought nothing: a new one is right.
+                    await self._sender.wait(deposit.transaction)
+        newest: int = await _in_thread(self._ledger.newest_block, self._chain.domain.chain_id, self._address)
+        return newest
 
     async def unlock(self, payee: bytes) -> dict[str, Any]:
         """Start the notice after which the rest of a purse can be withdrawn."""

@@ -7,6 +7,7 @@ one again and never a second. One transaction at a time is made (a lock); severa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -63,6 +64,7 @@ class Sender:
         self._ledger = ledger
         self._clock = clock
         self._lock = trio.Lock()
+        self._waits: dict[int, trio.Lock] = {}
 
     @property
     def address(self) -> bytes:
@@ -73,7 +75,8 @@ class Sender:
         """Send again what the ledger holds as sent, and return it; for `wait`."""
         stored = await self._in_thread(self._ledger.transactions, self._rpc.chain_id, self.address, "sent")
         for transaction in stored:
-            await self._send_raw(transaction)
+            with suppress(TransactionFailedError):  # `wait` offers more, or finds out what became of it.
+                await self._send_raw(transaction)
         return stored
 
     async def send(
@@ -121,8 +124,29 @@ class Sender:
         took its nonce, ChainError after `timeout_s`. A cancelled wait changes nothing: it can be waited for
         again.
         """
+        lock = self._waits.setdefault(transaction.nonce, trio.Lock())
+        try:
+            # Two that wait for one transaction would both replace it, and each lose sight of the other's.
+            async with lock:
+                return await self._wait(transaction, confirmations, timeout_s, on_replaced)
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._waits.pop(transaction.nonce, None)
+
+    async def _wait(
+        self,
+        transaction: StoredTransaction,
+        confirmations: int,
+        timeout_s: float,
+        on_replaced: Callable[[StoredTransaction], None] | None,
+    ) -> Receipt:
         begun = sent = trio.current_time()
         versions = [transaction]
+        newest_version = await self._in_thread(
+            self._ledger.transaction, self._rpc.chain_id, self.address, transaction.nonce
+        )
+        if newest_version is not None and newest_version.hash != transaction.hash:
+            versions.append(newest_version)
         while trio.current_time() - begun < timeout_s:
             receipt = await self._find(versions)
             if receipt is not None:
@@ -140,7 +164,8 @@ class Sender:
                     if on_replaced is not None:
                         on_replaced(versions[-1])
                 else:
-                    await self._send_raw(versions[-1])
+                    with suppress(TransactionFailedError):  # It offers too little by now, as a rule.
+                        await self._send_raw(versions[-1])
             await trio.sleep(_POLL_S)
         raise ChainError(
             f"The transaction 0x{versions[-1].hash.hex()} is not confirmed after {timeout_s:g} s."

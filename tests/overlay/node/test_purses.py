@@ -21,7 +21,7 @@ from overlay.tabs.types import Fund, LoadOwn, Look
 from payments.abi import OnChainPurse
 from payments.books import Domain
 from payments.errors import NoFundsError, RpcUnavailableError
-from payments.io.ledger import Ledger
+from payments.io.ledger import Ledger, PurseKeyed
 from payments.tab import Load
 from payments.validator import PurseView
 
@@ -37,32 +37,49 @@ class FakeChain:
     domain = DOMAIN
 
     def __init__(self) -> None:
-        self.purses: dict[tuple[bytes, bytes], OnChainPurse] = {}
+        self.held: dict[tuple[bytes, bytes], OnChainPurse] = {}
         self.away = False
         self.asked = 0
+
+    async def purses(
+        self, pairs: list[tuple[bytes, bytes]], confirmations: int = 0, least_block: int = 0
+    ) -> list[OnChainPurse]:
+        return [await self.purse(*pair, confirmations) for pair in pairs]
 
     async def purse(self, payer: bytes, payee: bytes, confirmations: int = 0) -> OnChainPurse:
         self.asked += 1
         if self.away:
             raise RpcUnavailableError("no endpoint answers")
-        return self.purses.get((payer, payee), OnChainPurse(0, 0, 0))
+        return self.held.get((payer, payee), OnChainPurse(0, 0, 0))
 
 
 class FakeWallet:
     """Puts money into purses of a FakeChain."""
 
-    def __init__(self, chain: FakeChain) -> None:
+    def __init__(self, chain: FakeChain, ledger: Ledger) -> None:
         self.chain = chain
+        self.ledger = ledger
         self.is_broke = False
         self.deposits: list[int] = []
+        self.gates: dict[bytes, trio.Event] = {}
+        """Deposits that are mined only when these are set."""
+
+    async def finish_deposits(self, payee: bytes) -> int:
+        return 0
+
+    async def unfinished_deposits(self) -> list[Any]:
+        return []
 
     async def deposit(self, payee: bytes, wei: int, *, is_new: bool) -> dict[str, Any]:
         if self.is_broke:
             raise NoFundsError("The account has 0: send it coins.")
-        old = self.chain.purses.get((OWN, payee), OnChainPurse(0, 0, 0))
+        old = self.chain.held.get((OWN, payee), OnChainPurse(0, 0, 0))
         assert is_new is (old.deposited_wei <= old.claimed_wei)
         self.deposits.append(wei)
-        self.chain.purses[(OWN, payee)] = OnChainPurse(old.deposited_wei + wei, old.claimed_wei, 0)
+        self.ledger.remember(PurseKeyed(DOMAIN, OWN, payee))
+        if payee in self.gates:
+            await self.gates[payee].wait()
+        self.chain.held[(OWN, payee)] = OnChainPurse(old.deposited_wei + wei, old.claimed_wei, 0)
         return {}
 
 
@@ -87,7 +104,7 @@ class World:
     def __init__(self, ledger: Ledger, peer: bytes | None = None) -> None:
         self.chain = FakeChain()
         self.descriptor_payee = PAYER
-        self.wallet = FakeWallet(self.chain)
+        self.wallet = FakeWallet(self.chain, ledger)
         settings: Any = SimpleNamespace(
             max_startup_credit_wei=1500,
             startup_credit_wei=1000,
@@ -146,7 +163,7 @@ def test_a_customers_purse_counts_when_it_is_confirmed_and_not_before(tmp_path: 
         async with running(tmp_path) as world:
             name, link, payer, _, view = await world.tell(Load(PAYER))
             assert (name, link, payer, view) == ("on_loaded", LINK, PAYER, PurseView())
-            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(700, 50, 9)
+            world.chain.held[(PAYER, PAYEE)] = OnChainPurse(700, 50, 9)
             assert await world.tell(Look(PAYER)) == ("on_purse", PAYER), "the view is the last argument"
 
     trio.run(main)
@@ -161,7 +178,7 @@ def test_start_up_credit_is_for_the_account_that_a_descriptor_names(tmp_path: Pa
             assert view.start_credit_wei == 0, "a fresh key is nobody's"
             world.purses.forget_start(PAYER, worth_wei=400)
             assert world.purses.starts.total_wei == 1000, "used: it stays lent"
-            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(5000, 0, 0)
+            world.chain.held[(PAYER, PAYEE)] = OnChainPurse(5000, 0, 0)
             world.purses.on_purse(PAYER, OnChainPurse(5000, 0, 0))
             assert world.purses.starts.total_wei == 0, "confirmed"
 
@@ -171,7 +188,7 @@ def test_start_up_credit_is_for_the_account_that_a_descriptor_names(tmp_path: Pa
 def test_while_the_chain_is_away_known_purses_are_served_and_others_wait(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
-            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(700, 0, 0)
+            world.chain.held[(PAYER, PAYEE)] = OnChainPurse(700, 0, 0)
             await world.tell(Load(PAYER))
             world.chain.away = True
             *_, view = await world.tell(Load(PAYER))
@@ -194,11 +211,7 @@ def test_a_purse_is_filled_once_within_the_limit_of_all_purses(tmp_path: Path) -
             assert world.wallet.deposits == [100], "it is there"
             await world.tell(Fund(PAYEE, 120))
             assert world.wallet.deposits == [100, 100], "never less than a deposit"
-            # Two purses that hold 200 together; a third deposit would be 300.
-            keyed = world.purses._own_purse(PAYEE)
-            world.vault.ledger.load("payer", keyed)
-            world.vault.put("payer", keyed, await world.vault.load("payer", keyed))
-            await world.vault.load("payer", keyed)
+            # One purse that holds 200; another deposit would be 300.
             name, _, sentence = await world.tell(Fund(b"\x07" * 20, 100))
             assert name == "on_own_failed"
             assert "max_in_purses" in sentence
@@ -241,7 +254,7 @@ def test_looks_are_few_however_often_they_are_asked_for(
 def test_keys_of_empty_purses_are_not_remembered(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
-            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(700, 0, 0)
+            world.chain.held[(PAYER, PAYEE)] = OnChainPurse(700, 0, 0)
             await world.tell(Load(PAYER))
             for i in range(5):
                 await world.tell(Load(bytes([i]) * 20))
@@ -281,10 +294,38 @@ def test_strangers_bind_half_of_what_may_be_in_purses(tmp_path: Path) -> None:
             assert "shown no money" in sentence
             assert world.wallet.deposits == [100]
             # A customer whose purse is confirmed asks for the same hop.
-            world.chain.purses[(PAYER, PAYEE)] = OnChainPurse(50, 0, 0)
+            world.chain.held[(PAYER, PAYEE)] = OnChainPurse(50, 0, 0)
             await world.tell(Load(PAYER))
             tab.is_open, tab.payer, tab.worth_wei = True, PAYER, 40
             assert (await world.tell(Fund(hops[1], 100)))[0] == "on_own_purse"
             assert world.wallet.deposits == [100, 100]
+
+    trio.run(main)
+
+
+def test_a_deposit_that_is_not_mined_holds_up_no_other_and_counts_as_held(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            stuck, other, third = b"\x71" * 20, b"\x72" * 20, b"\x73" * 20
+            world.wallet.gates[stuck] = trio.Event()
+            world.purses.begin(Act(LINK, "paying", Fund(stuck, 100)))
+            with trio.fail_after(20):
+                while not world.wallet.deposits:
+                    await trio.sleep(0.005)
+            name, payee, _ = await world.tell(Fund(other, 100))
+            assert (name, payee) == ("on_own_purse", other)
+            name, _, sentence = await world.tell(Fund(third, 100))
+            assert name == "on_own_failed"
+            assert "would hold 300 wei" in sentence, "what is under way is held as well"
+            # A second wish for the same purse waits for the first, and finds it done.
+            world.purses.begin(Act(LINK, "paying", Fund(stuck, 100)))
+            await trio.testing.wait_all_tasks_blocked()
+            world.wallet.gates[stuck].set()
+            with trio.fail_after(20):
+                while [told[1] for told in world.desk.told].count(stuck) < 2:
+                    await trio.sleep(0.005)
+            assert world.wallet.deposits == [100, 100]
+            assert not world.purses._filling
+            assert not world.purses._targets
 
     trio.run(main)
