@@ -1,8 +1,8 @@
 """A customer's own limits: what may be spent in an hour, in a day, and for a gigabyte.
 
 Spending is counted in buckets that expire as a whole, so a limit holds for every span of its length, up to
-the bucket that is just leaving. `now` is wall-clock time, because a day's budget outlasts a restart: a clock
-that jumps back frees nothing (time stands still until it catches up), one that jumps ahead at most one span.
+the bucket that is just leaving. `now` is `payments.budget_clock`'s time, which outlasts restarts and never
+jumps; one that went back all the same would free nothing.
 """
 
 from __future__ import annotations

@@ -7,15 +7,17 @@ says in a sentence why there is no service.
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from overlay.logs import get_logger
+from overlay.node.io.boot_clock import read_moment
 from payments.budget import Budget, BudgetLimits
-from payments.errors import LedgerError
+from payments.budget_clock import BudgetClock, KeptTime, Moment
+from payments.errors import ChainError, LedgerError
 from payments.tab import CloseReason
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class _Kept:
     worth: dict[str, int]
     """Of each purse by its payee, as counted in `spent`."""
     ticket_wei: int
+    time: KeptTime | None = None
 
 
 class CustomerHost(Protocol):
@@ -55,20 +58,32 @@ class CustomerHost(Protocol):
 class CustomerMoney:
     """Of one client. `run` in a nursery."""
 
-    def __init__(self, settings: PaymentsConfig, money: Money, host: CustomerHost) -> None:
+    def __init__(
+        self,
+        settings: PaymentsConfig,
+        money: Money,
+        host: CustomerHost,
+        read_clocks: Callable[[], Moment] = read_moment,
+    ) -> None:
         """Limits come from `settings`; what was spent before from the ledger. Raises LedgerError."""
         self._money = money
         self._host = host
         kept = _decode(money.ledger.get_note(_NOTE))
         self.budget = Budget(_limits(settings), kept.spent)
         self._kept = kept
+        self._read_clocks = read_clocks
+        self._clock = BudgetClock(kept.time, read_clocks())
         self._carried: dict[Link, tuple[int, int]] = {}
         self._changed = trio.Event()
         self._lower_price: tuple[float, BudgetLimits] | None = None
-        self.stopped = self.budget.explain(time.time(), kept.ticket_wei) or ""
+        self.stopped = self.budget.explain(self.now(), kept.ticket_wei) or ""
         """Why nothing is carried, as a sentence; empty while the budget allows it."""
 
-    def use_limits(self, settings: PaymentsConfig, unix_s: float) -> None:
+    def now(self) -> float:
+        """The budget's time, in seconds."""
+        return self._clock.now(self._read_clocks())
+
+    def use_limits(self, settings: PaymentsConfig) -> None:
         """Obey other limits from now on: the customer changed them while the client runs.
 
         A lower price holds for the choice of paths at once, but is held against what was paid only when the
@@ -77,14 +92,14 @@ class CustomerMoney:
         limits, old = _limits(settings), self.budget.limits.per_gb_wei
         self._lower_price = None
         if limits.per_gb_wei is not None and (old is None or old > limits.per_gb_wei):
-            self._lower_price = unix_s + PRICE_SPAN_S, limits
+            self._lower_price = self.now() + PRICE_SPAN_S, limits
             limits = replace(limits, per_gb_wei=old)
         self.budget.limits = limits
 
     def on_payable(self) -> None:
         """A purse became ready, or cannot be."""
         # It gives no ticket before it knows what the budget leaves.
-        self.look(time.time())
+        self.look()
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -109,17 +124,32 @@ class CustomerMoney:
 
     async def run(self) -> None:
         """Keep the budget until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._prove_time)
+            await self._keep()
+
+    async def _prove_time(self) -> None:
+        """After a reboot ask the chain how long the machine was off: the wall clock alone is not believed."""
+        while self._clock.needs_proof:
+            try:
+                self._clock.prove(float((await self._money.chain.block()).time_s))
+                self.look()
+            except ChainError:
+                await trio.sleep(SAVE_S)
+
+    async def _keep(self) -> None:
         save_at = trio.current_time() + SAVE_S
         while True:
             await trio.sleep(LOOK_S)
-            self.look(time.time())
+            self.look()
             if trio.current_time() >= save_at:
                 save_at = trio.current_time() + SAVE_S
                 await trio.to_thread.run_sync(self.save)
 
-    def look(self, unix_s: float) -> None:
+    def look(self) -> None:
         """Note what was paid since the last look, and let no more be paid than the budget leaves."""
-        if self._lower_price is not None and unix_s >= self._lower_price[0]:
+        now = self.now()
+        if self._lower_price is not None and now >= self._lower_price[0]:
             self.budget.limits, self._lower_price = self._lower_price[1], None
         wei = packets = cost = ticket_wei = 0
         links = self._money.desk.links
@@ -138,13 +168,13 @@ class CustomerMoney:
         for gone in [link for link in self._carried if link not in links]:
             del self._carried[gone]
         if wei or packets:
-            self.budget.spend(unix_s, wei, packets, cost)
-        left = self.budget.left_wei(unix_s)
+            self.budget.spend(now, wei, packets, cost)
+        left = self.budget.left_wei(now)
         self._money.allow(left)
         # Less than a ticket's worth would stall traffic without a word. It outlasts the circuits, which end
         # now: else they would come back, to end again.
         self._kept.ticket_wei = ticket_wei or self._kept.ticket_wei
-        stopped = self.budget.explain(unix_s, self._kept.ticket_wei) or ""
+        stopped = self.budget.explain(now, self._kept.ticket_wei) or ""
         if stopped and not self.stopped:
             log.warning("budget reached", reason=stopped)
             self.stopped = stopped
@@ -158,6 +188,7 @@ class CustomerMoney:
         """Write down what was spent; a disk that refuses is told by the ledger's other writers."""
         try:
             self._kept.spent = self.budget.memory()
+            self._kept.time = self._clock.keep(self._read_clocks())
             self._money.ledger.put_note(_NOTE, json.dumps(asdict(self._kept)))
         except LedgerError as error:
             log.warning("the budget's use is not kept", reason=str(error))
@@ -192,6 +223,14 @@ def _decode(note: str | None) -> _Kept:
             for span, buckets in content.get("spent", {}).items()
         }
         worth = {str(payee): int(wei) for payee, wei in content.get("worth", {}).items()}
-        return _Kept(spent, worth, int(content.get("ticket_wei", 1)))
-    except (ValueError, TypeError, AttributeError):
+        return _Kept(spent, worth, int(content.get("ticket_wei", 1)), _decode_time(content.get("time")))
+    except (ValueError, TypeError, AttributeError, KeyError):
         return _Kept({}, {}, 1)
+
+
+def _decode_time(content: object) -> KeptTime | None:
+    if not isinstance(content, dict):
+        return None  # A note of before the budget had a time of its own: it used the wall clock's.
+    moment = content["moment"]
+    read = Moment(str(moment["boot_id"]), float(moment["boot_s"]), float(moment["unix_s"]))
+    return KeptTime(float(content["budget_s"]), read)

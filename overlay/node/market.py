@@ -288,7 +288,7 @@ class ClientMarket:
             self._prober = Prober(config.client.probes_per_hour, os.urandom, now)
         node.config = config
         if node.purse is not None:
-            node.purse.use_limits(config.payments, time.time())
+            node.purse.use_limits(config.payments)
         node.act(node.pool.set_constraints(self.constraints(), now))
 
     def list_choices(self) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Money:
         self._payee = payee
         self._price_wei = price_wei
         self._is_relay = node_id is not None
-        self._chain = chain
+        self.chain = chain
         self._domain = chain.domain
         self._redeemer = redeemer
         self._sender = sender

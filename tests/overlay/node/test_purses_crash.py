@@ -1,4 +1,4 @@
-"""A purse is filled once wherever the process is killed: real wallet, sender and ledger, a chain beside them."""
+"""A purse is filled once wherever the process is killed: real wallet, sender and ledger, a small chain."""
 
 from __future__ import annotations
 
