@@ -446,6 +446,14 @@ impl Core {
         self.shared.tun_refused
     }
 
+    /// Streams of a link that are remembered: the peer's and our own, with those of credits.
+    pub fn stream_counts(&self, link: LinkId) -> (usize, usize) {
+        let link = self.shared.links.get(link as usize).and_then(Option::as_ref);
+        link.map_or((0, 0), |link| {
+            (link.inbound.len(), link.outbound.len() + usize::from(link.grant_out.is_some()))
+        })
+    }
+
     /// What the exit's gate refused.
     pub fn gate_counters(&self) -> GateCounters {
         self.shared.gate

@@ -1,7 +1,7 @@
 //! Cores joined in memory: links are queues, time is a number, what goes wrong is a filter.
 #![allow(dead_code)] // each test uses its part
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use hopfare_core::ip::{Sum, TCP, UDP};
@@ -31,6 +31,9 @@ pub struct Outside {
     pub room: usize,
     pub backlog: usize,
     pub streams_left: u64,
+    /// Own streams that are open, of all links.
+    pub open_streams: BTreeSet<(LinkId, u64)>,
+    pub stopped: Vec<(LinkId, u64)>,
     next_stream: u64,
     next_random: u8,
 }
@@ -56,18 +59,24 @@ impl Driver for Outside {
         assert_eq!(frame.len(), 1388);
         self.push(link, Sent::Datagram(frame));
     }
-    fn open_stream(&mut self, _: LinkId) -> Option<u64> {
+    fn open_stream(&mut self, link: LinkId) -> Option<u64> {
         self.streams_left = self.streams_left.checked_sub(1)?;
         self.next_stream += 4;
-        Some(self.next_stream)
+        // As in QUIC, the two sides of a link number theirs apart.
+        let stream = self.next_stream + u64::from(link == 0);
+        self.open_streams.insert((link, stream));
+        Some(stream)
     }
     fn send_stream(&mut self, link: LinkId, stream: u64, data: Bytes) {
         self.push(link, Sent::Stream(stream, data));
     }
     fn reset_stream(&mut self, link: LinkId, stream: u64) {
+        assert!(self.open_streams.remove(&(link, stream)), "reset of a stream that is not open");
+        self.streams_left = self.streams_left.saturating_add(1);
         self.push(link, Sent::Reset(stream));
     }
     fn stop_stream(&mut self, link: LinkId, stream: u64) {
+        self.stopped.push((link, stream));
         self.push(link, Sent::Stop(stream));
     }
     fn stream_backlog(&mut self, _: LinkId) -> usize {
@@ -231,6 +240,10 @@ impl Net {
             Sent::Reset(stream) | Sent::Stop(stream) => core.on_stream_reset(link, stream, outside),
         }
         core.pump(now, outside);
+        // QUIC tells nothing more of streams that were stopped.
+        for (link, stream) in std::mem::take(&mut outside.stopped) {
+            core.on_stream_reset(link, stream, outside);
+        }
     }
 
     pub fn faults(&mut self) -> Vec<Vec<Fault>> {
