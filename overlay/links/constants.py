@@ -19,6 +19,9 @@ UDP_PAYLOAD: Final = 1452
 LINK_FRAME: Final = 1388
 """Bytes of one DATAGRAM frame's content: circuit id (4) and one onion packet (1384)."""
 
+DATAGRAM_HEAD: Final = 9
+"""Type and length (RFC 9221) of a DATAGRAM frame at most, which count in the size that a peer announces."""
+
 DATAGRAM_PACKET: Final = 1424
 """Most bytes of the QUIC packet that carries one link frame: 1 + 8 (id) + 4 (number) + 3 (frame head) + 1388
 + 16, rounded up.

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from overlay.errors import DecodeError
 from overlay.links.backends.base import Address, Closed, Connection, Inbox, QuicFaultError
-from overlay.links.constants import CONTROL_STREAM, LINK_FRAME, CloseCode
+from overlay.links.constants import CONTROL_STREAM, DATAGRAM_HEAD, LINK_FRAME, CloseCode
 from overlay.links.framing import encode_control_frame
 from overlay.links.limits import LinkLimits
 from overlay.links.machine import Deliver, End, LinkMachine, Output, Send, Up
@@ -416,6 +416,11 @@ class Link:
                 key = self._connection.peer_key()
             except DecodeError:
                 key = None
+        takes = max(0, self._connection.peer_datagram_bytes() - DATAGRAM_HEAD)
+        if takes < LINK_FRAME:
+            reason = f"the other node takes datagrams of {takes} bytes at most, and {LINK_FRAME} are needed"
+            self._finish(CloseCode.PROTOCOL, reason, tell_peer=True)
+            return
         self._carry_out(self._machine.handle_connected(key, now))
 
     def _control(self, inbox: Inbox, now: float) -> None:

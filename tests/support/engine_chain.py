@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 from engine_net import CLIENT, DNS, ROOTS
+from udp_relay import UdpRelay, udp_relay
 
 from exit.denied import DenyList
 from exit.io.tun import Tun
@@ -92,6 +93,7 @@ class Chain:
         self.links: list[tuple[object, object]] = []
         self.meters = [Meter() for _ in nodes]
         self.onward = [Meter() for _ in nodes]
+        self.relay: UdpRelay | None = None
         self.client = None
         self.relays: list = []
         self.exit = None
@@ -133,8 +135,10 @@ class Chain:
 
 
 @contextlib.asynccontextmanager
-async def open_chain(kinds: Sequence[str], **options) -> AsyncIterator[Chain]:
-    """Nodes of these kinds in a row, linked; the first is the customer."""
+async def open_chain(kinds: Sequence[str], *, relayed: bool = False, **options) -> AsyncIterator[Chain]:
+    """Nodes of these kinds in a row, linked; the first is the customer. `relayed`: a UDP relay is between it
+    and the next.
+    """
     chain = Chain([ChainNode(f"n{i}", kind, **options) for i, kind in enumerate(kinds)])
     async with contextlib.AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -158,7 +162,11 @@ async def open_chain(kinds: Sequence[str], **options) -> AsyncIterator[Chain]:
 
                 nursery.start_soon(pump)
         for near, far in zip(chain.nodes, chain.nodes[1:], strict=False):
-            link = await near.endpoint.dial(far.endpoint.addresses[0], far.identity.node_id)
+            address = far.endpoint.addresses[0]
+            if relayed and near is chain.nodes[0]:
+                chain.relay = await stack.enter_async_context(udp_relay(address))
+                address = chain.relay.address
+            link = await near.endpoint.dial(address, far.identity.node_id)
             await chain.until(lambda far=far: any(not found.is_dialler for found in far.links))
             chain.links.append((link, next(found for found in far.links if not found.is_dialler)))
         try:

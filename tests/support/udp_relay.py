@@ -16,6 +16,8 @@ class UdpRelay:
     def __init__(self, server: tuple[str, int]) -> None:
         self.server = server
         self.passes: Callable[[bytes], bool] = lambda _: True
+        self.on_answer: Callable[[bytes], object] = lambda _: None
+        """Told of each datagram of the server's."""
         self.forwarded = 0
         self.dropped = 0
         self._front = _socket()
@@ -56,8 +58,14 @@ class UdpRelay:
         back = self._back
         while True:
             data, _ = await back.recvfrom(65535)
+            self.on_answer(data)
             if self._client is not None and self._check(data):
                 await self._front.sendto(data, self._client)
+
+    async def inject(self, data: bytes) -> None:
+        """Send a datagram of one's own to the client."""
+        assert self._client is not None
+        await self._front.sendto(data, self._client)
 
     def _check(self, data: bytes) -> bool:
         passes = self.passes(data)

@@ -427,6 +427,12 @@ impl Engine {
         load(&self.shared.totals.used_bytes)
     }
 
+    /// What control messages hold that Python has not taken.
+    #[getter]
+    fn waiting_control(&self) -> usize {
+        self.shared.waiting_control.load(Ordering::Relaxed)
+    }
+
     #[getter]
     fn unknown_packets(&self) -> u64 {
         load(&self.shared.totals.unknown_packets)
@@ -461,8 +467,8 @@ impl Engine {
                 let certificate = certificate.map(|der| PyBytes::new(py, &der));
                 ("connected", link, certificate).into_bound_py_any(py)
             }
-            Event::Control { link, data } => {
-                self.shared.waiting_control.fetch_sub(data.len(), Ordering::Relaxed);
+            Event::Control { link, data, cell } => {
+                self.shared.release_control(&cell, data.len());
                 ("control", link, PyBytes::new(py, &data)).into_bound_py_any(py)
             }
             Event::Ended { link, by_peer, code, reason } => {

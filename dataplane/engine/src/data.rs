@@ -23,11 +23,11 @@ use rustc_hash::FxHashMap;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::thread::{set_capabilities, CapabilitySet, CapabilitySets};
 
-use crate::net::{publish, Conn, Net, CODE_PROTOCOL};
+use crate::net::{publish, Conn, Net, CODE_FLOOD, CODE_PROTOCOL};
 use crate::probes::Probes;
 use crate::shared::{
     Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, MeterFigures, Name, NamedPrice, Shared,
-    MAX_WAITING_CONTROL, MAX_WAITING_ECHOES,
+    MAX_WAITING_CONTROL, MAX_WAITING_CONTROL_OF_LINK, MAX_WAITING_ECHOES,
 };
 use crate::tls::{Settings, LINK_FRAME};
 
@@ -49,6 +49,7 @@ const ANSWERS_PER_S: f64 = 200.0;
 const TUN_REST: Duration = Duration::from_millis(5);
 const TUN_RESTS: u32 = 4;
 const MAX_BAD_DATAGRAMS: u32 = 16;
+const MOVES_APART: Duration = Duration::from_secs(1);
 /// Incoming handshakes that wait for Python's word.
 const MAX_INCOMING: usize = 512;
 
@@ -583,6 +584,10 @@ impl DataThread {
         {
             for id in std::mem::take(&mut self.stalled) {
                 if let Some(conn) = self.net.conn(id) {
+                    if conn.cell.waiting_control.load(Ordering::Relaxed) >= MAX_WAITING_CONTROL_OF_LINK / 2 {
+                        self.stalled.push(id);
+                        continue;
+                    }
                     conn.control_stalled = false;
                     if let Some(stream) = conn.control {
                         self.read_control(id, stream);
@@ -617,10 +622,20 @@ impl DataThread {
                 QuicEvent::Connected => {
                     let mut certificate = None;
                     if conn.is_dialler {
-                        conn.control = conn.quic.streams().open(Dir::Bi);
+                        if let Some(stream) = conn.quic.streams().open(Dir::Bi) {
+                            conn.set_control(stream);
+                        }
                         certificate = peer_certificate(&conn.quic);
                     }
+                    let carries = conn.quic.datagrams().max_size();
                     self.net.events.push(Event::Connected { link, certificate });
+                    if carries.is_none_or(|size| size < LINK_FRAME) {
+                        let size = carries.unwrap_or(0);
+                        let reason = format!(
+                            "the other node takes datagrams of {size} bytes at most, and {LINK_FRAME} are needed"
+                        );
+                        self.net.fault(id, CODE_PROTOCOL, &reason);
+                    }
                 }
                 QuicEvent::ConnectionLost { reason } => {
                     if let Some(event) = ended(link, &reason) {
@@ -639,10 +654,13 @@ impl DataThread {
         self.read_datagrams(id, now);
         let ns = self.ns(now);
         if let Some(conn) = self.net.conn(id) {
-            publish(conn, ns, true);
+            let has_heard = conn.has_heard();
+            publish(conn, ns, has_heard);
             let remote = conn.quic.remote_address();
-            if remote != conn.remote {
+            // A peer may move with every packet: what Python is told is bounded.
+            if remote != conn.remote && conn.moved_at.is_none_or(|at| now >= at + MOVES_APART) {
                 conn.remote = remote;
+                conn.moved_at = Some(now);
                 let link = conn.link;
                 self.net.events.push(Event::Moved { link, remote });
             }
@@ -727,7 +745,7 @@ impl DataThread {
                         self.net.fault(id, CODE_PROTOCOL, "a stream of a kind that is not used");
                         return;
                     }
-                    conn.control = Some(stream);
+                    conn.set_control(stream);
                     self.read_control(id, stream);
                 }
             }
@@ -768,33 +786,47 @@ impl DataThread {
     }
 
     fn read_control(&mut self, id: u32, stream: StreamId) {
-        if self.shared.waiting_control.load(Ordering::Relaxed) > MAX_WAITING_CONTROL {
-            if let Some(conn) = self.net.conn(id) {
-                if !conn.control_stalled {
-                    conn.control_stalled = true;
-                    self.stalled.push(id);
-                }
+        let is_full = self.shared.waiting_control.load(Ordering::Relaxed) > MAX_WAITING_CONTROL;
+        let Some(conn) = self.net.conn(id) else { return };
+        let is_link_full = conn.cell.waiting_control.load(Ordering::Relaxed) > MAX_WAITING_CONTROL_OF_LINK;
+        if is_full || is_link_full {
+            self.stall_control(id);
+            if is_full && is_link_full {
+                // What QUIC now keeps of such links must have an end, too.
+                self.net.fault(id, CODE_FLOOD, "control messages come faster than they can be read");
             }
             return;
         }
-        let outcome = self.take_chunks(id, stream);
+        let outcome = self.take_chunks(id, stream, MAX_WAITING_CONTROL_OF_LINK);
         let mut data = Vec::with_capacity(self.chunks.iter().map(Bytes::len).sum());
         for chunk in self.chunks.drain(..) {
             data.extend_from_slice(&chunk);
         }
         let Some(conn) = self.net.conn(id) else { return };
-        let link = conn.link;
         if !data.is_empty() && !conn.is_gone {
-            self.shared.waiting_control.fetch_add(data.len(), Ordering::Relaxed);
-            self.net.events.push(Event::Control { link, data });
+            let (link, cell) = (conn.link, conn.cell.clone());
+            self.shared.hold_control(&cell, data.len());
+            self.net.events.push(Event::Control { link, data, cell });
         }
-        if matches!(outcome, Taken::Finished | Taken::Reset) {
-            self.net.fault(id, CODE_PROTOCOL, "the control stream was ended");
+        match outcome {
+            Taken::Open => {}
+            Taken::Some => self.stall_control(id),
+            Taken::Finished | Taken::Reset => {
+                self.net.fault(id, CODE_PROTOCOL, "the control stream was ended");
+            }
+        }
+    }
+
+    /// Read on when Python has taken what waits.
+    fn stall_control(&mut self, id: u32) {
+        let Some(conn) = self.net.conn(id) else { return };
+        if !std::mem::replace(&mut conn.control_stalled, true) {
+            self.stalled.push(id);
         }
     }
 
     fn read_stream(&mut self, id: u32, stream: StreamId, now: Instant) {
-        let outcome = self.take_chunks(id, stream);
+        let outcome = self.take_chunks(id, stream, usize::MAX);
         let ns = self.ns(now);
         let key = u64::from(stream);
         let mut chunks = std::mem::take(&mut self.chunks);
@@ -808,7 +840,7 @@ impl DataThread {
             return;
         }
         match outcome {
-            Taken::Open => {}
+            Taken::Open | Taken::Some => {}
             Taken::Finished => self.core.on_stream(id, key, &[], true, ns, &mut self.net),
             Taken::Reset => self.core.on_stream_reset(id, key, &mut self.net),
         }
@@ -821,8 +853,8 @@ impl DataThread {
         }
     }
 
-    /// Read all that a stream has into `self.chunks`.
-    fn take_chunks(&mut self, id: u32, stream: StreamId) -> Taken {
+    /// Read what a stream has into `self.chunks`, until `most_bytes` have come.
+    fn take_chunks(&mut self, id: u32, stream: StreamId, most_bytes: usize) -> Taken {
         let Some(conn) = self.net.conns.get_mut(id as usize).and_then(Option::as_deref_mut) else {
             return Taken::Open;
         };
@@ -831,9 +863,16 @@ impl DataThread {
             Ok(reading) => reading,
             Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => return Taken::Open,
         };
+        let mut taken = 0;
         let outcome = loop {
+            if taken >= most_bytes {
+                break Taken::Some;
+            }
             match reading.next(usize::MAX) {
-                Ok(Some(chunk)) => self.chunks.push(chunk.bytes),
+                Ok(Some(chunk)) => {
+                    taken += chunk.bytes.len();
+                    self.chunks.push(chunk.bytes);
+                }
                 Ok(None) => break Taken::Finished,
                 Err(ReadError::Blocked) => break Taken::Open,
                 Err(ReadError::Reset(_)) => break Taken::Reset,
@@ -911,6 +950,7 @@ impl DataThread {
             let Some(conn) = self.net.conn(id) else { break };
             if !conn.is_gone {
                 conn.trim_send_window();
+                conn.resume_control();
             }
             let remote = conn.quic.remote_address();
             let Some(at) = self.sockets.iter().position(|socket| socket.is_ipv6 == remote.is_ipv6()) else {
@@ -1159,6 +1199,8 @@ struct Ready {
 
 enum Taken {
     Open,
+    /// There is more, of which QUIC will not tell again.
+    Some,
     Finished,
     Reset,
 }

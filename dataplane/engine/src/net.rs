@@ -21,6 +21,10 @@ const LOW_BACKLOG_BYTES: usize = 128 * 1024;
 const SEND_AHEAD_BYTES: u64 = 96 * 1024;
 /// Control messages that a peer does not read: then the link ends (docs/protocol/links.md, "Bounds").
 const MAX_CONTROL_BACKLOG: usize = 1 << 20;
+/// What QUIC takes of the control stream although circuits fill what it may hold.
+const CONTROL_AHEAD_BYTES: u64 = 64 * 1024;
+/// Before circuits' streams, which have 0.
+const CONTROL_PRIORITY: i32 = 1;
 const RELAY_STREAMS: u32 = 2048;
 const CUSTOMER_STREAMS: u32 = 512;
 
@@ -48,6 +52,10 @@ pub struct Conn {
     pub is_faulty: bool,
     /// Frames sent that ask for an acknowledgement, as of the last look.
     pub elicited: u64,
+    /// Frames received, as of the last look.
+    pub heard: u64,
+    /// When Python was last told of a new address.
+    pub moved_at: Option<Instant>,
     pub uni_limit: u32,
     out: FxHashMap<u64, VecDeque<Bytes>>,
     out_bytes: usize,
@@ -75,12 +83,27 @@ impl Conn {
             bad_datagrams: 0,
             is_faulty: false,
             elicited: 0,
+            heard: 0,
+            moved_at: None,
             uni_limit: EARLY_STREAMS,
             out: FxHashMap::default(),
             out_bytes: 0,
             want_room: false,
             want_backlog: false,
         }
+    }
+
+    /// This is the link's control stream: it goes before all circuits.
+    pub fn set_control(&mut self, stream: StreamId) {
+        self.control = Some(stream);
+        let _ = self.quic.send_stream(stream).set_priority(CONTROL_PRIORITY);
+    }
+
+    /// Whether a packet of the peer's has come since the last look. Frames are counted once their packet has been
+    /// opened: what anybody else sends to this connection is none.
+    pub fn has_heard(&mut self) -> bool {
+        let heard = frames_received(&self.quic);
+        heard != std::mem::replace(&mut self.heard, heard)
     }
 
     /// The greeting is over: the peer may use the link's whole windows.
@@ -115,6 +138,26 @@ impl Conn {
     /// QUIC may take more of a stream: write until it says no, for only then it tells when it would again.
     pub fn resume(&mut self, stream: StreamId) {
         let key = u64::from(stream);
+        let is_control = self.control == Some(stream);
+        if is_control {
+            self.set_send_window(SEND_AHEAD_BYTES + CONTROL_AHEAD_BYTES);
+        }
+        self.write_out(stream, key);
+        if is_control {
+            self.trim_send_window();
+        }
+    }
+
+    /// What waits of the control stream does not wait for its turn among the circuits.
+    pub fn resume_control(&mut self) {
+        if let Some(stream) = self.control {
+            if !self.out.is_empty() && self.out.contains_key(&u64::from(stream)) {
+                self.resume(stream);
+            }
+        }
+    }
+
+    fn write_out(&mut self, stream: StreamId, key: u64) {
         let Some(queue) = self.out.get_mut(&key) else { return };
         while let Some(front) = queue.front_mut() {
             let before = front.len();
@@ -161,8 +204,12 @@ impl Conn {
 
     /// Keeps what QUIC holds close to what it may send: the rest waits where it can still be dropped or fairly shared.
     pub fn trim_send_window(&mut self) {
+        self.set_send_window(SEND_AHEAD_BYTES);
+    }
+
+    fn set_send_window(&mut self, ahead_bytes: u64) {
         let window = self.quic.congestion_state().window();
-        self.quic.set_send_window(window + SEND_AHEAD_BYTES);
+        self.quic.set_send_window(window + ahead_bytes);
     }
 }
 
@@ -360,6 +407,35 @@ impl RandomBuffer {
             out = tail;
         }
     }
+}
+
+fn frames_received(quic: &Connection) -> u64 {
+    let frames = quic.stats().frame_rx;
+    [
+        frames.acks,
+        frames.connection_close,
+        frames.crypto,
+        frames.data_blocked,
+        frames.datagram,
+        frames.handshake_done.into(),
+        frames.max_data,
+        frames.max_stream_data,
+        frames.max_streams_bidi,
+        frames.max_streams_uni,
+        frames.new_connection_id,
+        frames.path_challenge,
+        frames.path_response,
+        frames.ping,
+        frames.reset_stream,
+        frames.retire_connection_id,
+        frames.stop_sending,
+        frames.stream,
+        frames.stream_data_blocked,
+        frames.streams_blocked_bidi,
+        frames.streams_blocked_uni,
+    ]
+    .into_iter()
+    .fold(0, u64::wrapping_add)
 }
 
 /// Stores a link's figures for Python.

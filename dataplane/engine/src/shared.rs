@@ -12,8 +12,12 @@ use rustix::event::{eventfd, EventfdFlags};
 /// Python's names for links, flows and meters: numbers that are never used again.
 pub type Name = u64;
 
-/// Bytes of control messages that may wait for Python before links are not read any more.
+/// What control messages may hold while they wait for Python, in all and of one link: beyond it control streams are not
+/// read, and QUIC's flow control holds the peer back.
 pub const MAX_WAITING_CONTROL: usize = 16 << 20;
+pub const MAX_WAITING_CONTROL_OF_LINK: usize = 1 << 20;
+/// What one event costs beyond its bytes, about: so that the bounds are of events, too.
+pub const CONTROL_EVENT_COST: usize = 256;
 /// Echo replies that may wait for Python before more are dropped.
 pub const MAX_WAITING_ECHOES: usize = 4096;
 
@@ -151,6 +155,8 @@ pub enum Event {
     Control {
         link: Name,
         data: Vec<u8>,
+        /// Where it is counted as waiting.
+        cell: Arc<LinkCell>,
     },
     /// The link is gone in QUIC; `by_peer` says that `code` is the peer's own.
     Ended {
@@ -198,11 +204,13 @@ pub struct LinkCell {
     pub rtt_us: AtomicU64,
     /// Nanoseconds of the engine's clock.
     pub last_receive_ns: AtomicU64,
-    /// Since when data is under way without any packet in answer; 0 when none is.
+    /// Since when data is under way without any packet of the peer's in answer; 0 when none is.
     pub waiting_since_ns: AtomicU64,
     pub sent: AtomicU64,
     pub lost: AtomicU64,
     pub dropped_datagrams: AtomicU64,
+    /// Bytes of control messages, with what each costs, that wait for Python.
+    pub waiting_control: AtomicUsize,
 }
 
 /// A flow's counters: packets, failures, dropped; forward and backward.
@@ -301,6 +309,20 @@ impl Shared {
         if was_empty {
             let _ = rustix::io::write(&self.event_fd, &1u64.to_ne_bytes());
         }
+    }
+
+    /// Count what a link's control message holds until Python has it.
+    pub fn hold_control(&self, cell: &LinkCell, bytes: usize) {
+        let cost = bytes + CONTROL_EVENT_COST;
+        self.waiting_control.fetch_add(cost, Ordering::Relaxed);
+        cell.waiting_control.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    /// Python has it.
+    pub fn release_control(&self, cell: &LinkCell, bytes: usize) {
+        let cost = bytes + CONTROL_EVENT_COST;
+        self.waiting_control.fetch_sub(cost, Ordering::Relaxed);
+        cell.waiting_control.fetch_sub(cost, Ordering::Relaxed);
     }
 
     pub fn take_events(&self) -> Vec<Event> {

@@ -293,6 +293,10 @@ class AioquicConnection:
         bound = min(max(window, MIN_DATAGRAMS_QUEUED), MAX_DATAGRAMS_QUEUED)
         return max(0, bound - len(conn._datagrams_pending))
 
+    def peer_datagram_bytes(self) -> int:
+        """Return the largest DATAGRAM frame, with its head, that the peer takes; 0 if it takes none."""
+        return self._conn._remote_max_datagram_frame_size or 0
+
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
         self._conn.send_ping(0)

@@ -135,6 +135,9 @@ class Connection(Protocol):
     def datagram_room(self) -> int:
         """Return how many frames may be queued now."""
 
+    def peer_datagram_bytes(self) -> int:
+        """Return the largest DATAGRAM frame, with its head, that the peer takes; 0 if it takes none."""
+
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
 

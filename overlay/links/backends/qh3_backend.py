@@ -427,6 +427,10 @@ class Qh3Connection:
         """PRIVATE ACCESS: qh3 does not hold DATAGRAM frames to its congestion window; this does."""
         return min(int(core.congestion_window), MAX_DATAGRAM_FLIGHT_BYTES)
 
+    def peer_datagram_bytes(self) -> int:
+        """Return the largest DATAGRAM frame, with its head, that the peer takes; 0 if it takes none."""
+        return self._conn._remote_max_datagram_frame_size or 0
+
     def ping(self) -> None:
         """Have something sent that the peer must acknowledge."""
         with contextlib.suppress(*_IN_VAIN):

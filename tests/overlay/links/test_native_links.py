@@ -10,7 +10,8 @@ import sys
 import pytest
 import trio
 from engine_chain import HAS_NATIVE
-from links_net import ACCEPTOR, DIALLER, STRANGER, Recorder
+from links_net import ACCEPTOR, DIALLER, STRANGER
+from native_endpoints import HOST, Watch, two
 from udp_relay import udp_relay
 
 from overlay.engine.io import native_links
@@ -18,7 +19,7 @@ from overlay.engine.io.native_links import open_native_links
 from overlay.engine.native import NativeEngine, NativeEngineError
 from overlay.links.constants import LINK_FRAME, CloseCode
 from overlay.links.framing import encode_control_frame
-from overlay.links.io.endpoint import DialError, open_endpoint
+from overlay.links.io.endpoint import DialError
 from overlay.links.io.udp import has_route
 from overlay.links.limits import LinkLimits
 from overlay.messages import Goodbye, encode_control
@@ -33,44 +34,7 @@ PAIRS = [
 ]
 pairs = pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
 CONTROL = encode_control(Goodbye(1, "see you"))
-HOST = ("127.0.0.1", 0)
 QUICK = LinkLimits(handshake_timeout_s=4)
-
-
-class Watch(Recorder):
-    """A recorder that can be waited on."""
-
-    async def until(self, done, limit_s=60):
-        with trio.fail_after(limit_s):
-            while not done():
-                await trio.sleep(0.002)
-
-
-@contextlib.asynccontextmanager
-async def open_one(kind, host, identity, watch, *, role="relay", limits=None, alpn="hopfare/1"):
-    if kind == "native":
-        engine = NativeEngine(watch, memory_limit_bytes=1 << 24)
-        async with open_native_links(
-            [host], identity, engine, role=role, limits=limits, alpn=alpn
-        ) as endpoint:
-            yield endpoint
-    else:
-        async with open_endpoint(
-            host, identity, watch, backend=kind, role=role, limits=limits, alpn=alpn
-        ) as endpoint:
-            yield endpoint
-
-
-@contextlib.asynccontextmanager
-async def two(kinds, *, role="relay", limits=None, acceptor_limits=None, host=HOST, alpns=("hopfare/1",) * 2):
-    """A dialling and an accepting endpoint with their watches."""
-    ours, theirs = Watch(), Watch()
-    identity = DIALLER if role == "relay" else None
-    async with (
-        open_one(kinds[1], host, ACCEPTOR, theirs, limits=acceptor_limits, alpn=alpns[1]) as acceptor,
-        open_one(kinds[0], host, identity, ours, role=role, limits=limits, alpn=alpns[0]) as dialler,
-    ):
-        yield dialler, acceptor, ours, theirs
 
 
 @pairs
