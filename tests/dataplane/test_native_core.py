@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from native_core import CoreEngine, fill
 
 from exit.packets import partial_sum
+from exit.tun.segment import to_packets
 from overlay.engine.python import PythonEngine
 
 SERVER = bytes([93, 184, 216, 34])
@@ -246,3 +247,37 @@ def test_groups_of_packets_keep_their_order_in_both_lanes():
     written = days[0].state()["written"][-1]
     assert len(written) == 3 * len(sizes)
     assert [key for key, _ in groupby(written, key=lambda raw: raw[10] >> 4)] == [4]
+
+
+def test_what_a_core_joins_the_reference_takes():
+    """A native exit joins each flow's packets and leaves out acknowledgements, which the reference does not
+    (decision 0016); a client of either kind gets the same segments and the last word of each flow.
+    """
+    rounds, ports = 12, range(9)
+    burst, segments = [], {}
+    for turn in range(rounds):
+        for port in ports:
+            packet = tcp4(SERVER, CLIENT.v4, port, bytes([turn]) * 1200, turn * 1200)
+            # An acknowledgement of a flow of its own; each says more than the one before.
+            ack = bytearray(tcp4(SERVER, CLIENT.v4, 100 + port, b"", 7))
+            ack[28:32] = struct.pack(">I", turn * 5000)
+            total = struct.unpack(">H", ack[36:38])[0] + 0xFFFF - turn * 5000
+            ack[36:38] = struct.pack(">H", total % 0xFFFF)
+            burst += [bytes(10) + packet, bytes(10) + bytes(ack)]
+            segments.setdefault(port, []).append(packet[40:])
+    for client in (PythonEngine, CoreEngine):
+        day = Day(2, 2, True, None, (client, PythonEngine, CoreEngine))
+        exit_side, written = day.net.nodes[-1].engine, day.net.nodes[0].tun.written
+        exit_side.core.join_packets(True, False)
+        exit_side.on_tun_packets(burst)
+        day.net.run()
+        for node in day.net.nodes:
+            node.engine.on_batch_end()
+        day.net.run()
+        assert len(written) == 2 * len(ports)
+        got = {}
+        for packet in (packet for raw in written for packet in to_packets(bytes(raw))):
+            port = int.from_bytes(packet[22:24], "big")
+            got.setdefault(port, []).append(packet[40:] or packet[28:32])
+        last = struct.pack(">I", (rounds - 1) * 5000)
+        assert got == segments | {100 + port: [last] for port in ports}

@@ -4,9 +4,16 @@
 //! segments again: same headers but for lengths, sequence number, checksums and the identification, which counts up;
 //! the same size but for the last; no PSH but on the last, no CWR; finished checksums right, because the kernel will
 //! make new ones. Packets of one flow keep their order; flows may overtake each other within a batch.
+//!
+//! Of bare acknowledgements (`join::is_bare_ack`) of one flow that come without anything else between them only the
+//! last is written (docs/decisions/0016-fewer-larger-packets.md).
 
-use crate::ip::{self, tcp_flag, Sum, TCP, UDP};
-use crate::vnet::{Header, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADER_BYTES, NEEDS_CSUM};
+use crate::ip::tcp_flag;
+use crate::join::{
+    continues_network, finish, has_right_sums, is_bare_ack, is_same_flow, key_of, sequence, shape_of,
+    supersedes, Shape, MAX_PACKET_BYTES,
+};
+use crate::vnet::{Header, GSO_TCPV4, GSO_TCPV6, HEADER_BYTES, NEEDS_CSUM};
 
 /// Flows that are joined at the same time; more only cost writes.
 const FLOWS: usize = 64;
@@ -16,17 +23,9 @@ const LARGE_BYTES: usize = 24 * 1024;
 const SPARES: usize = 16;
 /// Linux' UDP_MAX_SEGMENTS; for TCP as well it is enough to save the writes.
 const SEGMENTS: usize = 64;
-const MAX_PACKET_BYTES: usize = 65_535;
 
 /// Where packets go.
 pub type Out<'a> = &'a mut dyn FnMut(&[u8; HEADER_BYTES], &[u8]);
-
-#[derive(Clone, Copy)]
-struct Shape {
-    is_tcp: bool,
-    start: usize,
-    payload_at: usize,
-}
 
 /// A packet, or several of one flow, that wait for the next.
 struct Pending {
@@ -39,6 +38,8 @@ struct Pending {
     size: usize,
     segments: usize,
     is_joined: bool,
+    /// A bare acknowledgement.
+    is_ack: bool,
 }
 
 /// See the module.
@@ -48,84 +49,13 @@ pub struct Coalescer {
     pub tcp: bool,
     /// Whether the TUN takes UDP super-packets.
     pub udp: bool,
+    /// Whether acknowledgements that a later one supersedes are left out.
+    pub acks: bool,
     pending: Vec<Pending>,
     spare: Vec<Vec<u8>>,
 }
 
-/// Where header and payload of a TCP or UDP packet begin; None for another, for fragments and what is malformed.
-fn shape_of(packet: &[u8]) -> Option<Shape> {
-    let parsed = ip::parse(packet)?;
-    if parsed.is_fragment {
-        return None;
-    }
-    let start = parsed.transport;
-    match parsed.protocol {
-        TCP => {
-            let payload_at = start + usize::from(packet[start + 12] >> 4) * 4;
-            Some(Shape { is_tcp: true, start, payload_at })
-        }
-        UDP => Some(Shape { is_tcp: false, start, payload_at: start + 8 }),
-        _ => None,
-    }
-}
-
-fn addresses(packet: &[u8]) -> &[u8] {
-    if packet[0] >> 4 == 4 {
-        &packet[12..20]
-    } else {
-        &packet[8..40]
-    }
-}
-
-fn word(packet: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([packet[at], packet[at + 1]])
-}
-
-fn sequence(packet: &[u8], start: usize) -> u32 {
-    u32::from(word(packet, start + 4)) << 16 | u32::from(word(packet, start + 6))
-}
-
-fn put(packet: &mut [u8], at: usize, value: u16) {
-    packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// A number that packets of one flow share, and few others.
-fn key_of(packet: &[u8], shape: Shape) -> u64 {
-    let start = shape.start;
-    let ports = u64::from(word(packet, start)) << 16 | u64::from(word(packet, start + 2));
-    let ends = addresses(packet).chunks_exact(4).fold(u64::from(shape.is_tcp), |key, part| {
-        key.rotate_left(13) ^ u64::from(u32::from_ne_bytes([part[0], part[1], part[2], part[3]]))
-    });
-    (ends.rotate_left(32) ^ ports).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// Whether the IPv4 header's checksum is right, and the transport's unless it is left to the kernel.
-fn has_right_sums(packet: &[u8], shape: Shape, is_partial: bool) -> bool {
-    if packet[0] >> 4 == 4 && Sum::default().bytes(&packet[..20]).folded() != 0xffff {
-        return false;
-    }
-    if is_partial {
-        return true;
-    }
-    if !shape.is_tcp && word(packet, shape.start + 6) == 0 {
-        return false;
-    }
-    let protocol = if shape.is_tcp { TCP } else { UDP };
-    let sum = Sum::default()
-        .bytes(addresses(packet))
-        .number(u64::from(protocol) + (packet.len() - shape.start) as u64)
-        .bytes(&packet[shape.start..]);
-    sum.folded() == 0xffff
-}
-
 impl Pending {
-    fn is_flow_of(&self, packet: &[u8], shape: Shape) -> bool {
-        self.shape.is_tcp == shape.is_tcp
-            && self.shape.start == shape.start
-            && addresses(&self.packet) == addresses(packet)
-            && self.packet[shape.start..shape.start + 4] == packet[shape.start..shape.start + 4]
-    }
-
     /// Whether `packet`, of the same flow and with segments of `size`, continues this one.
     fn may_take(&self, packet: &[u8], shape: Shape, size: usize, segments: usize) -> bool {
         let (mine, start) = (&self.packet, shape.start);
@@ -140,15 +70,11 @@ impl Pending {
         {
             return false;
         }
-        let has_same_network = if mine[0] >> 4 == 4 {
-            mine[..2] == packet[..2]
-                && mine[6..10] == packet[6..10]
-                && word(packet, 4) == word(mine, 4).wrapping_add(self.segments as u16)
-        } else {
-            mine[..4] == packet[..4] && mine[6..8] == packet[6..8]
-        };
-        if !has_same_network || !shape.is_tcp {
-            return has_same_network;
+        if !continues_network(mine, packet, self.segments, false) {
+            return false;
+        }
+        if !shape.is_tcp {
+            return true;
         }
         let flags = packet[start + 13];
         mine[start + 8..start + 13] == packet[start + 8..start + 13]
@@ -169,38 +95,8 @@ impl Pending {
             out(&self.header, &self.packet);
             return;
         }
-        let Shape { is_tcp, start, payload_at } = self.shape;
-        let packet = &mut self.packet;
-        let length = packet.len();
-        let is_v4 = packet[0] >> 4 == 4;
-        if is_v4 {
-            put(packet, 2, length as u16);
-            put(packet, 10, 0);
-            let sum = Sum::default().bytes(&packet[..20]).checksum();
-            put(packet, 10, sum);
-        } else {
-            put(packet, 4, (length - 40) as u16);
-        }
-        let (protocol, csum_offset) = if is_tcp { (TCP, 16) } else { (UDP, 6) };
-        let pseudo =
-            Sum::default().bytes(addresses(packet)).number(u64::from(protocol) + (length - start) as u64);
-        put(packet, start + csum_offset, pseudo.folded());
-        if !is_tcp {
-            put(packet, start + 4, (length - start) as u16);
-        }
-        let header = Header {
-            flags: NEEDS_CSUM,
-            gso_type: match (is_tcp, is_v4) {
-                (true, true) => GSO_TCPV4,
-                (true, false) => GSO_TCPV6,
-                (false, _) => GSO_UDP_L4,
-            },
-            hdr_len: payload_at as u16,
-            gso_size: self.size as u16,
-            csum_start: start as u16,
-            csum_offset: csum_offset as u16,
-        };
-        out(&header.encode(), packet);
+        let header = finish(&mut self.packet, self.shape, self.size);
+        out(&header.encode(), &self.packet);
     }
 }
 
@@ -229,9 +125,13 @@ impl Coalescer {
         let is_last = flags & tcp_flag::PSH != 0 || payload < size * segments;
         // Of super-packets only the usual kinds of TCP: no ECN type, whose CWR is the first segment's alone.
         let is_known = !is_super || matches!((shape.is_tcp, header.gso_type), (true, GSO_TCPV4 | GSO_TCPV6));
+        // A wrong checksum must not take the place of a right one.
+        let is_ack =
+            self.acks && !is_super && is_bare_ack(packet, shape) && has_right_sums(packet, shape, is_partial);
         let key = key_of(packet, shape);
-        let known =
-            self.pending.iter().position(|pending| pending.key == key && pending.is_flow_of(packet, shape));
+        let known = self.pending.iter().position(|pending| {
+            pending.key == key && is_same_flow(&pending.packet, pending.shape, packet, shape)
+        });
         if let Some(place) = known {
             let pending = &mut self.pending[place];
             if is_known
@@ -250,15 +150,21 @@ impl Coalescer {
                 }
                 return;
             }
+            if is_ack && pending.is_ack && supersedes(packet, &pending.packet, shape) {
+                pending.header = *raw;
+                pending.packet.clear();
+                pending.packet.extend_from_slice(packet);
+                return;
+            }
             self.write(place, out);
         }
         // Neither a control packet nor one that wants to be seen at once is kept waiting.
-        if !is_known
-            || is_last
-            || payload == 0
-            || packet.len() >= LARGE_BYTES
-            || flags & !tcp_flag::ECE != tcp_flag::ACK
-        {
+        let may_wait = is_known
+            && !is_last
+            && payload > 0
+            && packet.len() < LARGE_BYTES
+            && flags & !tcp_flag::ECE == tcp_flag::ACK;
+        if !may_wait && !is_ack {
             return out(raw, packet);
         }
         if self.pending.len() == FLOWS {
@@ -267,7 +173,16 @@ impl Coalescer {
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.extend_from_slice(packet);
         let header = *raw;
-        self.pending.push(Pending { key, header, packet: kept, shape, size, segments, is_joined: false });
+        self.pending.push(Pending {
+            key,
+            header,
+            packet: kept,
+            shape,
+            size,
+            segments,
+            is_joined: false,
+            is_ack,
+        });
     }
 
     /// Write out all that waits.

@@ -67,10 +67,14 @@ impl Core {
     }
 
     /// Whether packets of one flow are joined for a TUN with offloads (`coalesce`): TCP, as is usual, and UDP if
-    /// the TUN has USO. They reach the TUN with the `pump` that ends their batch at the latest.
+    /// the TUN has USO. They reach the TUN with the `pump` that ends their batch at the latest. TCP's are also joined
+    /// while they wait at a circuit's entry (`entry`). In both places acknowledgements that a later one supersedes are
+    /// left out.
     pub fn join_packets(&mut self, tcp: bool, udp: bool) {
         self.shared.coalescer.tcp = tcp;
         self.shared.coalescer.udp = udp;
+        self.shared.coalescer.acks = tcp;
+        self.shared.tails.is_on = tcp;
     }
 
     /// Set or change the exit's rules.
@@ -145,6 +149,9 @@ impl Core {
         let Kind::Endpoint(endpoint) = &mut flow.kind else { return };
         let place = EndRef { flow: place, side: 0 };
         let (shared, end) = (&mut self.shared, &mut flow.ends[0]);
+        if protocol == ip::TCP && endpoint.enqueue_tcp(shared, end, place, &header, packet, now) {
+            return;
+        }
         if header.is_plain() {
             endpoint.enqueue(shared, end, place, ItemKind::Ip, [packet, &[]], protocol, now);
             return;

@@ -3,9 +3,11 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::driver::{Driver, Event, Fault, FlowCounters, FlowId, InnerAddresses, Now, Root, Traffic};
+use crate::entry::{Fresh, Joined};
 use crate::icmp::{refusal, IcmpRate};
 use crate::inner::{decode_body, Direction, ItemKind, ItemRef, ITEM_HEADER_BYTES};
 use crate::ip::{self, Address, TCP};
+use crate::join::{key_of, shape_from};
 use crate::layers::{
     ClientBackward, ClientForward, Command, ExitBackward, Health, Lane, Opened, RelayForward,
 };
@@ -183,13 +185,67 @@ impl Endpoint {
         };
         data.extend_from_slice(parts[0]);
         data.extend_from_slice(parts[1]);
-        if queue.push(Item { kind, headroom, data }, size, now, &mut shared.budget) {
+        if queue.push(Item { kind, headroom, has_vnet: false, data }, size, now, &mut shared.budget) {
             if by_train {
                 shared.want_trains(end, place);
             } else {
                 shared.want_singles(end, place);
             }
         }
+    }
+
+    /// Take one TCP packet as the TUN gave it into the circuit, joined with what waits of its flow; false if that is not
+    /// done here, or the packet has to be cut first.
+    pub fn enqueue_tcp(
+        &mut self,
+        shared: &mut Shared,
+        end: &mut End,
+        place: EndRef,
+        header: &vnet::Header,
+        packet: &[u8],
+        now: Now,
+    ) -> bool {
+        if !shared.tails.is_on {
+            return false;
+        }
+        let Some(parsed) = ip::parse(packet) else { return false };
+        let Some(shape) = shape_from(&parsed, packet).filter(|shape| shape.is_tcp) else { return false };
+        let header = if header.is_plain() { vnet::Header::default() } else { *header };
+        if !header.is_plain() && !vnet::is_valid(&header, packet, &parsed) {
+            return false;
+        }
+        let key = key_of(packet, shape);
+        let fresh = Fresh { header, packet, shape };
+        let headroom = headroom_of(self.direction());
+        let queue = &mut self.entry_trains;
+        let room = ENTRY_LIMIT_BYTES.saturating_sub(queue.bytes());
+        let number = shared.tails.find(key, place.flow);
+        if let Some((number, item)) =
+            number.and_then(|number| Some((number, queue.get_mut(number).filter(|item| item.has_vnet)?)))
+        {
+            if let Joined::Grown(bytes) = fresh.join(item, room, headroom, |size| shared.train_buffer(size)) {
+                queue.grow(number, bytes, &mut shared.budget);
+                return true;
+            }
+        }
+        let hidden = if header.is_plain() { 0 } else { vnet::HEADER_BYTES };
+        let size = ITEM_HEADER_BYTES + hidden + packet.len();
+        if size > room {
+            queue.dropped += 1;
+            return true;
+        }
+        let whole = vnet::HEADER_BYTES + packet.len();
+        let (headroom, data) = if size >= HEADROOM_FROM_BYTES {
+            (headroom, shared.train_buffer(1 + UNIT * self.direction().units_for(size)))
+        } else {
+            (0, shared.arena.empty(whole))
+        };
+        let number = self.entry_trains.next_number();
+        if self.entry_trains.push(fresh.into_item(data, headroom), size, now, &mut shared.budget) {
+            shared.tails.put(key, place.flow, number);
+            shared.want_trains(end, place);
+        }
+        true
     }
 
     /// Queue an echo request on the datagram lane.

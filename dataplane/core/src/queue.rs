@@ -19,7 +19,9 @@ struct Entry<T> {
 /// lets pass.
 pub struct CodelQueue<T> {
     items: VecDeque<Entry<T>>,
-    limit_bytes: usize,
+    /// Number of the item at the head; the others count up from it.
+    first: u32,
+    limit_bytes: u32,
     bytes: usize,
     /// Items that were refused or that CoDel dropped.
     pub dropped: u64,
@@ -38,7 +40,8 @@ impl<T> CodelQueue<T> {
     pub fn new(limit_bytes: usize) -> CodelQueue<T> {
         CodelQueue {
             items: VecDeque::new(),
-            limit_bytes,
+            first: 0,
+            limit_bytes: u32::try_from(limit_bytes).unwrap_or(u32::MAX),
             bytes: 0,
             dropped: 0,
             first_above_ns: None,
@@ -63,7 +66,7 @@ impl<T> CodelQueue<T> {
     /// Append; false, with the item counted as dropped, when the queue or the process is full.
     #[inline]
     pub fn push(&mut self, item: T, bytes: usize, now: u64, budget: &mut Budget) -> bool {
-        if self.bytes + bytes > self.limit_bytes || budget.is_over() {
+        if self.bytes + bytes > self.limit_bytes as usize || budget.is_over() {
             self.dropped += 1;
             return false;
         }
@@ -71,6 +74,28 @@ impl<T> CodelQueue<T> {
         self.bytes += bytes;
         budget.add(bytes);
         true
+    }
+
+    /// Number of the next item that `push` takes: items are numbered as they come, and keep their number.
+    #[inline]
+    pub fn next_number(&self) -> u32 {
+        self.first.wrapping_add(self.items.len() as u32)
+    }
+
+    /// An item that still waits, by its number.
+    #[inline]
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.items.get_mut(number.wrapping_sub(self.first) as usize).map(|entry| &mut entry.item)
+    }
+
+    /// The item of this number, which waits, has so many bytes more.
+    pub fn grow(&mut self, number: u32, bytes: usize, budget: &mut Budget) {
+        let place = number.wrapping_sub(self.first) as usize;
+        if let Some(entry) = self.items.get_mut(place) {
+            entry.bytes += bytes;
+            self.bytes += bytes;
+            budget.add(bytes);
+        }
     }
 
     /// Bytes of the item at the head; 0 when there is none. CoDel may still drop it.
@@ -119,6 +144,7 @@ impl<T> CodelQueue<T> {
 
     /// Put an item back at the head, for a taker that found no room for it.
     pub fn unpop(&mut self, item: T, bytes: usize, now: u64, budget: &mut Budget) {
+        self.first = self.first.wrapping_sub(1);
         self.items.push_front(Entry { entered_ns: now, bytes, item });
         self.bytes += bytes;
         budget.add(bytes);
@@ -126,6 +152,7 @@ impl<T> CodelQueue<T> {
 
     /// Forget everything, without counting it as dropped.
     pub fn clear(&mut self, budget: &mut Budget) {
+        self.first = self.first.wrapping_add(self.items.len() as u32);
         self.items = VecDeque::new();
         budget.remove(self.bytes);
         self.bytes = 0;
@@ -137,6 +164,7 @@ impl<T> CodelQueue<T> {
             self.first_above_ns = None;
             return None;
         };
+        self.first = self.first.wrapping_add(1);
         self.bytes -= entry.bytes;
         budget.remove(entry.bytes);
         if now.saturating_sub(entry.entered_ns) < CODEL_TARGET_NS || self.items.is_empty() {

@@ -9,6 +9,7 @@ use crate::budget::Budget;
 use crate::coalesce::Coalescer;
 use crate::credit::{Credit, GrantReader};
 use crate::driver::{Driver, Event, FlowId, LinkId, Now};
+use crate::entry::Tails;
 use crate::inner::ItemKind;
 use crate::meter::Meters;
 use crate::policy::PolicyTable;
@@ -158,6 +159,8 @@ pub(crate) struct Tun {
 pub(crate) struct Item {
     pub kind: ItemKind,
     pub headroom: usize,
+    /// A vnet header stands in front of the packet, as a part of the data or of the headroom (`entry`).
+    pub has_vnet: bool,
     pub data: BytesMut,
 }
 
@@ -219,6 +222,7 @@ pub(crate) struct Shared {
     pub gate: GateCounters,
     pub tun_refused: u64,
     pub coalescer: Coalescer,
+    pub tails: Tails,
     /// Items on their way into one packet; empty between calls.
     pub items: Vec<Item>,
     /// A packet that is being looked at; meaningless between calls.
@@ -242,6 +246,7 @@ impl Shared {
             gate: GateCounters::default(),
             tun_refused: 0,
             coalescer: Coalescer::default(),
+            tails: Tails::default(),
             items: Vec::new(),
             scratch: Vec::new(),
             spare: Vec::new(),

@@ -216,6 +216,36 @@ fn what_cannot_be_cut_alike_is_not_joined() {
     assert_eq!(joined(&packets, 1000), (2, packets));
 }
 
+/// What is written of bare acknowledgements of these numbers on one flow, some changed.
+fn acknowledged(numbers: &[u32], thin: bool, change: impl Fn(u32, &mut [u8])) -> Vec<u32> {
+    let mut coalescer = Coalescer::default();
+    (coalescer.tcp, coalescer.acks) = (true, thin);
+    let mut written = Vec::new();
+    let mut out =
+        |_: &[u8; 10], packet: &[u8]| written.push(u32::from_be_bytes(packet[28..32].try_into().unwrap()));
+    for &number in numbers {
+        let packet = with_sums(tcp4(CLIENT, SERVER, 443, &[], 7), |packet| {
+            packet[33] = 0x10;
+            packet[28..32].copy_from_slice(&number.to_be_bytes());
+            change(number, packet);
+        });
+        coalescer.offer(&[0; 10], &packet, &mut out);
+    }
+    coalescer.flush(&mut out);
+    written
+}
+
+#[test]
+fn of_acknowledgements_in_a_row_the_last_one_is_written() {
+    let numbers: Vec<u32> = (0..40).map(|round| (round * 3000u32).wrapping_sub(50_000)).collect();
+    assert_eq!(acknowledged(&numbers, true, |_, _| {}), [67_000]);
+    assert_eq!(acknowledged(&numbers, false, |_, _| {}), numbers);
+    // Duplicates, older ones, and those with a flag of their own.
+    assert_eq!(acknowledged(&[1, 5, 5, 5, 3, 6], true, |_, _| {}), [5, 5, 5, 6]);
+    let echo = |number: u32, packet: &mut [u8]| packet[33] |= if number == 3 { 0x40 } else { 0 };
+    assert_eq!(acknowledged(&[1, 2, 3, 4, 5], true, echo), [2, 3, 5]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 

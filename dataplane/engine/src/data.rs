@@ -35,8 +35,10 @@ use crate::tls::{Settings, LINK_FRAME};
 const RECEIVES_PER_TURN: usize = 8;
 const BUFFERS: usize = 8;
 const BUFFER_BYTES: usize = 65_535;
-/// Reads of the TUN per turn (up to 64 KB each).
-const TUN_READS_PER_TURN: usize = 32;
+/// Reads of the TUN per turn, and bytes after which it ends: with many flows what waits is many small packets, which
+/// the core joins while it has them all.
+const TUN_READS_PER_TURN: usize = 512;
+const TUN_BYTES_PER_TURN: usize = 2 << 20;
 /// Super-datagrams of one connection per turn (64 KB each).
 const TRANSMITS_PER_TURN: usize = 16;
 /// Rounds of flushing and filling again before the sockets have their turn.
@@ -885,12 +887,19 @@ impl DataThread {
 
     fn read_tun(&mut self, now: Instant) {
         let ns = self.ns(now);
+        let mut bytes = 0;
         for _ in 0..TUN_READS_PER_TURN {
+            if bytes >= TUN_BYTES_PER_TURN {
+                break;
+            }
             let Some(tun) = &self.net.tun else { return };
             let may_rest = tun.may_rest;
             match rustix::io::read(&tun.file, &mut self.tun_buffer) {
                 Ok(0) => break,
-                Ok(count) => self.core.on_tun(&self.tun_buffer[..count], ns),
+                Ok(count) => {
+                    bytes += count;
+                    self.core.on_tun(&self.tun_buffer[..count], ns);
+                }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => {
                     self.net.note_tun_error(error);
