@@ -7,8 +7,8 @@ to find a customer's guard.
 Owns which relays those are, when they expire and in which order they are used. Does not own what makes a
 relay suitable (`circuits.path_index`) nor the rest of the path (`circuits.path`). Each filter set (choice
 of guards and middles) has a state of its own, so that a filter does not use up the guards of another.
-Times are seconds since 1970 but for the back-off's. Specification: docs/protocol/pool.md, section
-"Guards".
+Times are the guards' own (`circuits.guard_time`), but for the back-off's. Specification:
+docs/protocol/pool.md, section "Guards".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import msgspec
 from circuits.backoff import BackOff
 from circuits.candidates import Constraints, Only
 from circuits.errors import DecodeError
+from circuits.guard_time import GuardTime
 from circuits.handshake import NODE_ID_BYTES, Rng
 from circuits.path_index import Entry, PathIndex, Selection, uniform
 
@@ -36,9 +37,25 @@ ADD_GUARD_EVERY_S = 60.0
 MIDDLES = 4
 MAX_MIDDLES = 8
 MIDDLE_LIFE_S = (86_400.0, 12 * 86_400.0)  # the longer of two draws
-CLOCK_SLACK_S = 86_400.0
+UNLISTED_MIDDLE_LIFE_S = 86_400.0
+MISSING_GRACE_S = 3600.0
+"""A relay missing in the directory for less is not replaced while enough others are there: descriptors come
+late, and a directory is filled piece by piece."""
+STORE_EVERY_S = 86_400.0
 MAX_SETS = 16  # filter sets kept; the least recently used makes room
 MAX_STATE_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """How many relays are kept in a layer, and for how long."""
+
+    wanted: int
+    limit: int
+    least_listed: int
+    """Fewer are filled up also while others are missing only for a moment."""
+    unlisted_life_s: float
+    life_s: Callable[[Rng], float]
 
 
 @dataclass(slots=True)
@@ -61,6 +78,8 @@ class _StoredSet(msgspec.Struct, forbid_unknown_fields=True):
 class _StoredGuards(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     sets: list[_StoredSet]
+    time_s: float = 0.0
+    seen_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +103,7 @@ class GuardSet:
     last_used_s: float = 0.0
     guards: list[Kept] = field(default_factory=list)
     middles: list[Kept] = field(default_factory=list)
+    time: GuardTime = field(default_factory=GuardTime)
     changed: bool = False
     _added_at: float | None = None
     _all_waiting_since: float | None = None
@@ -98,10 +118,9 @@ class GuardSet:
         where all that are kept are unfit (at once), or where all have been unreachable for some time (one
         a minute), up to MAX_GUARDS.
         """
-        self._expire(self.guards, moment, UNLISTED_LIFE_S)
-        self._fill(self.guards, selection, moment, PRIMARY_GUARDS, MAX_GUARDS, _guard_life)
-        self.last_used_s = moment.unix_s
         now = moment.now
+        self.last_used_s = self.time.advance(now, moment.unix_s)
+        self._refresh(self.guards, selection, moment, _GUARDS)
         fitting = [entry for entry in _listed(self.guards, selection) if accept(entry)]
         # One that breaks circuits is used where there is no other; no new one is added because of it.
         for entry in sorted(fitting, key=lambda e: moment.backoff.is_resting(e.candidate.node_id, now)):
@@ -123,7 +142,7 @@ class GuardSet:
             if self._added_at is not None and now - self._added_at < ADD_GUARD_EVERY_S:
                 return None
             self._added_at = now
-        added = self._add(self.guards, selection, accept, moment, MAX_GUARDS, _guard_life)
+        added = self._add(self.guards, selection, accept, moment, _GUARDS)
         if added is None:
             return None
         return added, "a new guard; all others are " + ("unreachable" if fitting else "unfit for this path")
@@ -134,8 +153,8 @@ class GuardSet:
         """Return a middle and why it: by lot from the second layer, or any other where none of that fits
         and works.
         """
-        self._expire(self.middles, moment, 0.0)
-        self._fill(self.middles, selection, moment, MIDDLES, MAX_MIDDLES, _middle_life)
+        self.time.advance(moment.now, moment.unix_s)
+        self._refresh(self.middles, selection, moment, _MIDDLES)
 
         def works(entry: Entry) -> bool:
             return accept(entry) and not moment.backoff.is_waiting(entry.candidate.node_id, moment.now)
@@ -157,39 +176,29 @@ class GuardSet:
             waits.append(max(self._all_waiting_since + ADD_GUARD_AFTER_S, now + 1.0))
         return min(waits, default=now + 1.0)
 
-    def _expire(self, kept: list[Kept], moment: Moment, unlisted_life_s: float) -> None:
-        unix_s = moment.unix_s
+    def _refresh(self, kept: list[Kept], selection: Selection, moment: Moment, layer: _Layer) -> None:
+        """Drop whose time is over, and fill up."""
+        time_s = self.time.time_s
         for k in kept:
             if k.node_id in moment.index.by_id:
                 k.unlisted_since_s = None
-            elif k.unlisted_since_s is None or k.unlisted_since_s > unix_s:
-                k.unlisted_since_s = unix_s
-            if k.added_s > unix_s + CLOCK_SLACK_S:
-                # Added while the clock was ahead: count its life from now.
-                k.expires_s -= k.added_s - unix_s
-                k.added_s = unix_s
-        live = [
-            k
-            for k in kept
-            if k.expires_s > unix_s
-            and (k.unlisted_since_s is None or unix_s - k.unlisted_since_s < unlisted_life_s)
-        ]
+            elif k.unlisted_since_s is None:
+                k.unlisted_since_s = time_s
+        live = [k for k in kept if k.expires_s > time_s and self._missing_s(k) < layer.unlisted_life_s]
         if len(live) != len(kept):
             kept[:] = live
             self.changed = True
-
-    def _fill(
-        self,
-        kept: list[Kept],
-        selection: Selection,
-        moment: Moment,
-        wanted: int,
-        limit: int,
-        life_s: Callable[[Rng], float],
-    ) -> None:
-        while len(_listed(kept, selection)) < wanted:
-            if self._add(kept, selection, lambda _: True, moment, limit, life_s) is None:
+        while (listed := len(_listed(kept, selection))) < layer.wanted:
+            soon_back = sum(0 < self._missing_s(k) < MISSING_GRACE_S for k in kept)
+            if listed >= layer.least_listed and listed + soon_back >= layer.wanted:
                 return
+            if self._add(kept, selection, lambda _: True, moment, layer) is None:
+                return
+
+    def _missing_s(self, kept: Kept) -> float:
+        """How long a relay has been missing in the directory; 0 if it is there, and more if it is not."""
+        since_s = kept.unlisted_since_s
+        return 0.0 if since_s is None else max(self.time.time_s - since_s, 0.001)
 
     def _add(
         self,
@@ -197,8 +206,7 @@ class GuardSet:
         selection: Selection,
         accept: Callable[[Entry], bool],
         moment: Moment,
-        limit: int,
-        life_s: Callable[[Rng], float],
+        layer: _Layer,
     ) -> Entry | None:
         """Add a relay that is not kept yet, unrelated to those that are if possible; None if there is
         none.
@@ -206,7 +214,7 @@ class GuardSet:
         known = {k.node_id for k in kept}
         present = _listed(kept, selection)
         unfit = [k for k in kept if k.node_id not in selection.by_id]
-        if len(kept) >= limit and not unfit:
+        if len(kept) >= layer.limit and not unfit:
             return None
 
         def is_new(entry: Entry) -> bool:
@@ -217,9 +225,10 @@ class GuardSet:
         found = found or selection.draw(is_new, rng)
         if found is None:
             return None
-        if len(kept) >= limit:
+        if len(kept) >= layer.limit:
             kept.remove(unfit[0])
-        kept.append(Kept(found.candidate.node_id, moment.unix_s, moment.unix_s + life_s(rng)))
+        time_s = self.time.time_s
+        kept.append(Kept(found.candidate.node_id, time_s, time_s + layer.life_s(rng)))
         self.changed = True
         return found
 
@@ -227,11 +236,13 @@ class GuardSet:
 class GuardStore:
     """The guard sets of all filter sets in use, and their form on disk."""
 
-    __slots__ = ("_sets",)
+    __slots__ = ("_sets", "_stored_s", "_time")
 
-    def __init__(self, sets: list[GuardSet] | None = None) -> None:
-        """Start with these sets (`decode_guards` makes them from a file)."""
+    def __init__(self, sets: list[GuardSet] | None = None, time: GuardTime | None = None) -> None:
+        """Start with these sets and their time (`decode_guards` makes them from a file)."""
         self._sets = {guard_set.key: guard_set for guard_set in sets or []}
+        self._time = time or GuardTime()
+        self._stored_s = self._time.time_s
 
     def get(self, constraints: Constraints) -> GuardSet:
         """Return the set that belongs to these constraints, a new one if need be.
@@ -244,12 +255,15 @@ class GuardStore:
         if found is None:
             if len(self._sets) >= MAX_SETS:
                 del self._sets[min(self._sets, key=lambda k: self._sets[k].last_used_s)]
-            found = self._sets[key] = GuardSet(key)
+            found = self._sets[key] = GuardSet(key, time=self._time)
         return found
 
     def take_changed(self) -> bool:
-        """Tell whether there is something new to write to disk since the last call."""
+        """Tell whether there is something new to write to disk since the last call: once a day the time."""
         changed = any(guard_set.changed for guard_set in self._sets.values())
+        changed |= self._time.time_s - self._stored_s >= STORE_EVERY_S
+        if changed:
+            self._stored_s = self._time.time_s
         for guard_set in self._sets.values():
             guard_set.changed = False
         return changed
@@ -258,13 +272,16 @@ class GuardStore:
         """Return the form for the disk (JSON). It tells who this customer's guards are: keep it private."""
         return msgspec.json.encode(
             _StoredGuards(
-                1, [_StoredSet(s.key, s.last_used_s, s.guards, s.middles) for s in self._sets.values()]
+                2,
+                [_StoredSet(s.key, s.last_used_s, s.guards, s.middles) for s in self._sets.values()],
+                self._time.time_s,
+                self._time.seen_s,
             )
         )
 
 
 def decode_guards(data: bytes) -> GuardStore:
-    """Read what `GuardStore.encode` wrote.
+    """Read what `GuardStore.encode` wrote, also in version 1, whose times were those of the day.
 
     Raises DecodeError for anything else, and for more than MAX_STATE_BYTES.
     """
@@ -274,14 +291,23 @@ def decode_guards(data: bytes) -> GuardStore:
         stored = msgspec.json.decode(data, type=_StoredGuards)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DecodeError("guards: not the expected JSON") from error
-    if stored.version != 1 or len(stored.sets) > MAX_SETS:
+    if stored.version not in (1, 2) or len(stored.sets) > MAX_SETS:
         raise DecodeError("guards: version or number of sets")
     for guard_set in stored.sets:
         for kept, limit in ((guard_set.guards, MAX_GUARDS), (guard_set.middles, MAX_MIDDLES)):
             ids = {k.node_id for k in kept}
             if len(kept) > limit or len(ids) != len(kept) or any(len(i) != NODE_ID_BYTES for i in ids):
                 raise DecodeError("guards: identities or their number")
-    return GuardStore([GuardSet(s.key, s.last_used_s, s.guards, s.middles) for s in stored.sets])
+    time = GuardTime(stored.time_s, stored.seen_s)
+    if stored.version == 1:
+        known = [s.last_used_s for s in stored.sets]
+        known += [k.added_s for s in stored.sets for k in (*s.guards, *s.middles)]
+        time = GuardTime(max(known, default=0.0), max(known, default=0.0))
+    for s in stored.sets:
+        for several, life_s in ((s.guards, GUARD_LIFE_S), (s.middles, MIDDLE_LIFE_S)):
+            for one in several:
+                one.expires_s = min(one.expires_s, time.time_s + life_s[1])
+    return GuardStore([GuardSet(s.key, s.last_used_s, s.guards, s.middles, time) for s in stored.sets], time)
 
 
 def _listed(kept: list[Kept], selection: Selection) -> list[Entry]:
@@ -308,3 +334,7 @@ def _guard_life(rng: Rng) -> float:
 
 def _middle_life(rng: Rng) -> float:
     return MIDDLE_LIFE_S[0] + max(uniform(rng), uniform(rng)) * (MIDDLE_LIFE_S[1] - MIDDLE_LIFE_S[0])
+
+
+_GUARDS = _Layer(PRIMARY_GUARDS, MAX_GUARDS, 1, UNLISTED_LIFE_S, _guard_life)
+_MIDDLES = _Layer(MIDDLES, MAX_MIDDLES, 2, UNLISTED_MIDDLE_LIFE_S, _middle_life)

@@ -26,6 +26,7 @@ from overlay.links.bucket import Bucket
 from overlay.links.io.endpoint import DialError
 from overlay.logs import RateLimit, get_logger
 from overlay.node.io.directory_file import DIRECTORY_FILE, load_directory_file, save_directory
+from overlay.node.supervise import keep_running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,7 +45,6 @@ MAX_QUEUED_BYTES = 1024 * 1024
 """... and behind those in this process; more is not sent, and asked for again."""
 PUMP_S = 0.01
 DIAL_TIMEOUT_S = 3.0
-RESTART_S = 5.0
 LOOK_S = 5.0
 FIRST_LOOKS = 10
 """At the start neighbours are looked after each second."""
@@ -73,20 +73,6 @@ PARTIAL_S = 10.0
 """After so long a part of the directory has to do."""
 
 log = get_logger("discovery")
-
-
-async def keep_running(task: Callable[[], Awaitable[None]]) -> None:
-    """Run a task of discovery for ever; an error of ours in it is logged and must not cost the node its
-    circuits.
-    """
-    while True:
-        try:
-            await task()
-        except Exception as error:
-            log.error("discovery failed", exc_info=error)
-            await trio.sleep(RESTART_S)
-        else:
-            return
 
 
 class RootSource(Protocol):
@@ -180,11 +166,13 @@ class Discovery:
         """Run what runs while the node does. `host.endpoint` is there."""
         self._nursery.start_soon(self._keep_time)
         for task in (self._keep_pumping, self._keep_applying, self._keep_saving):
-            self._nursery.start_soon(keep_running, task)
-        self._nursery.start_soon(keep_running, lambda: self.source.run(self._use_roots))
-        self._nursery.start_soon(
-            keep_running, self._keep_sources if self.is_customer else self._keep_neighbours
-        )
+            self.keep_running(task)
+        self.keep_running(lambda: self.source.run(self._use_roots))
+        self.keep_running(self._keep_sources if self.is_customer else self._keep_neighbours)
+
+    def keep_running(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task of discovery beside the others."""
+        self._nursery.start_soon(keep_running, task, log, "discovery failed")
 
     def save(self) -> None:
         """Store the directory now, if it has changed; a full disk is said once and tried again."""

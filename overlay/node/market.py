@@ -35,6 +35,7 @@ from overlay.market import list_rows
 from overlay.node.candidates import list_candidates, make_constraints
 from overlay.node.choices import keep_choice, load_choices
 from overlay.node.lease import Circuit
+from overlay.node.supervise import keep_running
 from payments.tab import CloseReason
 
 if TYPE_CHECKING:
@@ -115,7 +116,11 @@ class ClientMarket:
         while True:
             await self._index_wanted.wait()
             self._index_wanted = trio.Event()
-            self._index = await trio.to_thread.run_sync(self._build_index)
+            try:
+                self._index = await trio.to_thread.run_sync(self._build_index)
+            except BaseException:
+                self._index_wanted.set()
+                raise
             self._node.act(self._node.pool.set_index(self._index, trio.current_time()))
 
     def _build_index(self) -> PathIndex:
@@ -178,10 +183,12 @@ class ClientMarket:
     # ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Looks, new weights and the book's file, until cancelled."""
+        """Looks, new weights and the book's file, until cancelled. A bug in them is logged, and they are
+        begun again: circuits go on by what was known before.
+        """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_index)
-            await self._keep_looking()
+            nursery.start_soon(keep_running, self._keep_index, log, "market failed")
+            nursery.start_soon(keep_running, self._keep_looking, log, "market failed")
 
     async def _keep_looking(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlay.describe import describe_node
 from overlay.duty import Duty
-from overlay.node.discovery import Discovery, keep_running
+from overlay.node.discovery import Discovery
 from overlay.node.io.dial_back import own_families
 from overlay.node.io.root_sources import make_source
 from overlay.node.publishing import Publisher
@@ -53,7 +53,7 @@ class RelayDiscovery:
     def start(self) -> None:
         """Run, in the node's nursery."""
         self.discovery.start()
-        self._nursery.start_soon(keep_running, self.publisher.run)
+        self.discovery.keep_running(self.publisher.run)
 
     def set_price(self, wei_per_packet: int) -> None:
         """Say another price in the descriptor, from now on."""

@@ -178,11 +178,140 @@ def test_state_survives_the_disk():
     assert world.guard(30 * DAY_S) == first
 
 
-def test_clock_that_was_ahead_does_not_keep_a_guard_for_ever():
+def ids(kept):
+    return [k.node_id for k in kept]
+
+
+class Clock:
+    """A machine's two clocks: the steady one goes on, the time of day is what somebody says."""
+
+    def __init__(self, world):
+        self.world, self.now, self.unix_s = world, 0.0, UNIX_S
+
+    def use(self, seconds=0.0, unix_s=None):
+        """Choose a path after so much real time; the time of day goes along, or is set."""
+        self.now += seconds
+        self.unix_s = self.unix_s + seconds if unix_s is None else unix_s
+        world, wanted = self.world, Constraints()
+        moment = Moment(world.index, world.backoff, world.rng, self.now, self.unix_s)
+        return choose_path(wanted, world.store.get(wanted), moment)
+
+    def restart(self, unix_s):
+        """Another run from the disk, the time of day as given."""
+        self.world.store = decode_guards(self.world.store.encode())
+        self.now = 1e6
+        return self.use(unix_s=unix_s)
+
+
+@pytest.mark.parametrize("wrong_s", [0.0, UNIX_S - 400 * DAY_S, UNIX_S + 400 * DAY_S, UNIX_S + 4000 * DAY_S])
+def test_a_clock_that_jumps_by_months_costs_no_guard_and_keeps_none_for_ever(wrong_s):
+    clock = Clock(world := World())
+    clock.use()
+    guards = ids(world.kept.guards)
+    middles = ids(world.kept.middles)
+    for _ in range(5):
+        clock.use(60.0, unix_s=wrong_s)
+        clock.use(60.0, unix_s=UNIX_S + clock.now)
+    assert ids(world.kept.guards) == guards
+    assert ids(world.kept.middles) == middles
+    for _ in range(121):
+        clock.use(DAY_S)
+    assert not set(guards) & set(ids(world.kept.guards)), "kept for its time, and not for longer"
+
+
+@pytest.mark.parametrize("wrong_s", [100.0, UNIX_S + 4000 * DAY_S])
+def test_a_start_with_a_wrong_clock_costs_no_guard(wrong_s):
+    """A machine without a battery starts in 1970 and is set right a minute later."""
+    clock = Clock(world := World())
+    clock.use()
+    guards = ids(world.kept.guards)
+    for day in range(3):
+        clock.restart(wrong_s)
+        assert ids(world.kept.guards) == guards
+        clock.use(60.0, unix_s=UNIX_S + day * DAY_S)
+        assert ids(world.kept.guards) == guards
+
+
+def test_time_between_runs_and_in_sleep_counts():
+    clock = Clock(world := World())
+    clock.use()
+    guards = ids(world.kept.guards)
+    for week in range(1, 5):
+        clock.restart(UNIX_S + week * 7 * DAY_S)
+    for day in range(60):
+        clock.use(3600.0, unix_s=UNIX_S + (28 + day) * DAY_S)  # it sleeps for most of the day
+    kept = world.kept.guards
+    assert max(k.expires_s for k in kept if k.node_id in guards) - world.kept.time.time_s < 33 * DAY_S
+    absent = world.kept.time.time_s
+    clock.restart(clock.unix_s + 3000 * DAY_S)
+    assert world.kept.time.time_s == absent + 30 * DAY_S
+
+
+def test_a_first_start_with_a_wrong_clock_keeps_the_guards_it_chose():
+    clock = Clock(world := World())
+    clock.use(unix_s=77.0)
+    guards = ids(world.kept.guards)
+    clock.use(60.0, unix_s=UNIX_S)
+    assert ids(world.kept.guards) == guards
+    clock.restart(UNIX_S + DAY_S)
+    assert ids(world.kept.guards) == guards
+
+
+def test_a_state_of_the_first_version_is_read():
     world = World()
-    world.guard(3650 * DAY_S)
-    world.guard(0.0)
-    assert all(k.expires_s <= UNIX_S + 121 * DAY_S for k in world.kept.guards)
+    guard = world.guard()
+    stored = json.loads(world.store.encode())
+    del stored["time_s"], stored["seen_s"]
+    world.store = decode_guards(json.dumps({**stored, "version": 1}).encode())
+    assert world.guard(20 * DAY_S) == guard
+    assert world.kept.time.time_s == UNIX_S + 20 * DAY_S
+
+
+def test_the_time_is_stored_once_a_day():
+    world = World()
+    world.guard()
+    assert world.store.take_changed()
+    world.guard(DAY_S - 1)
+    assert not world.store.take_changed()
+    world.guard(DAY_S + 1)
+    assert world.store.take_changed()
+    assert not world.store.take_changed()
+
+
+def test_relays_missing_for_a_moment_are_not_replaced():
+    world = World()
+    world.choose()
+    guards, middles = ids(world.kept.guards), ids(world.kept.middles)
+    world.list_only(lambda c: c.node_id not in (guards[1], middles[0], middles[1]))
+    world.choose(60.0)
+    assert ids(world.kept.guards) == guards
+    assert ids(world.kept.middles) == middles
+    world.list_only(lambda c: True)
+    world.choose(1800.0)
+    assert ids(world.kept.guards) == guards
+    assert ids(world.kept.middles) == middles
+    # Longer than a moment: others join, and those missing keep their places for a while.
+    world.list_only(lambda c: c.node_id not in (guards[1], middles[0], middles[1]))
+    world.choose(2000.0)
+    world.choose(2000.0 + 3700.0)
+    assert len(world.kept.guards) == 4
+    assert len(world.kept.middles) == 6
+    assert ids(world.kept.middles)[:4] == middles
+    world.choose(3 * DAY_S)
+    assert not set(middles[:2]) & set(ids(world.kept.middles))
+    assert guards[1] in ids(world.kept.guards)
+
+
+def test_a_second_layer_that_is_missing_as_a_whole_is_replaced_as_far_as_needed():
+    world = World()
+    world.choose()
+    middles = ids(world.kept.middles)
+    world.list_only(lambda c: c.node_id not in middles)
+    paths = {world.choose(60.0 + n).hops[1].candidate.node_id for n in range(40)}
+    assert len(paths) == 2
+    world.list_only(lambda c: True)
+    world.choose(120.0)
+    assert ids(world.kept.middles)[:4] == middles
 
 
 def test_guards_are_unrelated_where_possible():
@@ -204,7 +333,7 @@ def test_garbage_state_is_refused(data):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda s: s.update(version=2),
+        lambda s: s.update(version=3),
         lambda s: s["sets"].extend(s["sets"] * 20),
         lambda s: s["sets"][0]["guards"].extend(s["sets"][0]["guards"][:1]),
         lambda s: s["sets"][0]["guards"][0].update(node_id="AAAA"),

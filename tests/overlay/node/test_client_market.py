@@ -279,6 +279,41 @@ async def test_looks_are_taken_while_nothing_goes_on_and_leave_nothing(
         assert node.status()["looks"] == looks
 
 
+async def test_an_error_of_ours_in_the_market_does_not_end_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    peers = make_peers()
+    async with client_node(peers, tmp_path) as (node, endpoint):
+        await stand(peers, node, endpoint)
+        monkeypatch.setattr("overlay.node.market.SMALL", 1)
+        used: list[Any] = []
+        failed: list[str] = []
+        monkeypatch.setattr(node.pool, "set_index", lambda index, now: used.append(index) or [])
+        rightly = node.market._build_index
+
+        def fail_once() -> Any:
+            if "index" in failed:
+                return rightly()
+            failed.append("index")
+            raise KeyError("a bug")
+
+        async def fail(now: float) -> None:
+            failed.append("look")
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(node.market, "_build_index", fail_once)
+        monkeypatch.setattr(node.market, "_look", fail)
+        node._nursery.start_soon(node.market.run)
+        node.market.renew_index()
+        # The virtual clock does not wait for threads.
+        deadline_s = time.monotonic() + 60
+        while not used and time.monotonic() < deadline_s:
+            await trio.to_thread.run_sync(time.sleep, 0.01)
+        assert used, "what was asked for when it failed is made later"
+        await trio.sleep(200.0)
+        assert failed.count("look") > 1, "begun again"
+
+
 async def test_a_large_directory_is_indexed_beside_the_packets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:

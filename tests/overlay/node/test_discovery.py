@@ -333,17 +333,3 @@ async def test_a_customer_asks_others_again_when_its_directory_has_shrunk(
                 store.set_roots(source.roots)
                 assert len(store) == 1
                 await until(lambda: len(store) == 6)
-
-
-async def test_an_error_of_ours_in_a_task_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_module, "RESTART_S", 0.01)
-    runs = []
-
-    async def task() -> None:
-        runs.append(None)
-        if len(runs) < 3:
-            raise KeyError("a bug")
-
-    with trio.fail_after(10):
-        await discovery_module.keep_running(task)
-    assert len(runs) == 3
