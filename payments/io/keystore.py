@@ -1,22 +1,36 @@
 """Key files: Ethereum keystore v3, one key a file, readable by every wallet and by no other user.
 
-Owns the file's form, its permissions and that it is never half written or overwritten. eth-account (which
-takes half a second to import) does the cipher, and is imported on first use.
+Owns the file's form, its permissions and that it is never half written or overwritten. eth-account writes
+them; they are opened without it, because each start of a node does that and importing it takes most of a
+second.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from payments.errors import KeyFileError
+from payments.hashing import keccak256
 from payments.io.ethereum import eth_account
 from payments.keys import PurseKey
 
 SCRYPT_N = 2**17
 """Work factor of scrypt, a power of two: about half a second and 128 MiB, as geth's "light" times 32."""
+_SCRYPT_LIMIT_BYTES = 1 << 30
+_SCRYPT_LIMIT_P = 16
+_PBKDF2_LIMIT = 10_000_000
+"""What opening a file may cost: more than any wallet's files ask for."""
 _FILE_LIMIT_BYTES = 16_384
 _OTHERS_BITS = 0o077
 
@@ -86,17 +100,48 @@ def read_address(path: Path) -> bytes | None:
 
 def _open(content: dict[str, object], passphrase: str, name: Path | str) -> PurseKey:
     try:
-        secret = bytes(eth_account().Account.decrypt(content, passphrase))
-    except ValueError as error:
-        reason = "the passphrase is wrong" if "MAC" in str(error) else "it is damaged"
-        raise KeyFileError(f"The key file {name} cannot be opened: {reason}.") from None
-    except (KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        secret = _decrypt(content, passphrase)
+    except _WrongPassphraseError:
+        raise KeyFileError(f"The key file {name} cannot be opened: the passphrase is wrong.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
         raise KeyFileError(f"The key file {name} cannot be opened: it is damaged.") from None
     key = PurseKey(secret)
     named = content.get("address")
     if isinstance(named, str) and named.lower().removeprefix("0x") != key.address.hex():
         raise KeyFileError(f"The key file {name} names another address than its key has.")
     return key
+
+
+class _WrongPassphraseError(Exception):
+    """The content's code does not match."""
+
+
+def _decrypt(content: Mapping[str, Any], passphrase: str) -> bytes:
+    """Return the 32 secret bytes. Raises ValueError, KeyError or TypeError if the content is damaged."""
+    crypto = content["crypto"] if "crypto" in content else content["Crypto"]
+    parameters = crypto["kdfparams"]
+    salt, length = bytes.fromhex(parameters["salt"]), int(parameters["dklen"])
+    if crypto["cipher"] != "aes-128-ctr" or length != 32:
+        raise ValueError("another cipher")
+    if crypto["kdf"] == "scrypt":
+        n, r, p = int(parameters["n"]), int(parameters["r"]), int(parameters["p"])
+        if not 0 < 128 * n * r <= _SCRYPT_LIMIT_BYTES or not 0 < p <= _SCRYPT_LIMIT_P:
+            raise ValueError("scrypt would take too much")
+        memory = 128 * r * (n + p + 2) + 1024 * 1024
+        derived = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=memory, dklen=length)
+    elif crypto["kdf"] == "pbkdf2" and parameters["prf"] == "hmac-sha256":
+        rounds = int(parameters["c"])
+        if not 0 < rounds <= _PBKDF2_LIMIT:
+            raise ValueError("pbkdf2 would take too long")
+        derived = hashlib.pbkdf2_hmac("sha256", passphrase.encode(), salt, rounds, length)
+    else:
+        raise ValueError("another way to derive keys")
+    cipher = bytes.fromhex(crypto["ciphertext"])
+    code = bytes.fromhex(crypto["mac"].removeprefix("0x"))
+    if not hmac.compare_digest(keccak256(derived[16:] + cipher), code):
+        raise _WrongPassphraseError
+    counter = bytes.fromhex(crypto["cipherparams"]["iv"])
+    return Cipher(AES(derived[:16]), CTR(counter)).decryptor().update(cipher)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -17,6 +17,7 @@ from payments.books import Book, Domain, SignedBook
 from payments.chains import build_chain
 from payments.errors import KeyFileError, LedgerError, PurseBusyError
 from payments.io import keystore
+from payments.io.ethereum import eth_account
 from payments.io.ledger import DayEarnings, Ledger, PurseKeyed, StoredTransaction
 from payments.keys import PurseKey
 from payments.state import EMPTY, PurseState
@@ -215,6 +216,51 @@ def test_damaged_key_files(tmp_path: Path, content: str) -> None:
     path.chmod(0o600)
     with pytest.raises(KeyFileError, match=r"keystore of version 3|damaged"):
         keystore.read_key_file(path, "x")
+
+
+@pytest.mark.parametrize("kdf", ["scrypt", "pbkdf2"])
+def test_key_files_of_other_wallets_are_opened_as_eth_account_does(kdf: str) -> None:
+    secret = b"\x21" * 32
+    content = eth_account().Account.encrypt(secret, "naïve", kdf=kdf, iterations=2)
+    text = json.dumps(content)
+    assert keystore.decode_key_file(text, "naïve", "it").secret == secret
+    assert keystore.decode_key_file(text.replace('"crypto"', '"Crypto"'), "naïve", "it").secret == secret
+    with pytest.raises(KeyFileError, match="passphrase is wrong"):
+        keystore.decode_key_file(text, "naive", "it")
+    for name, value in (("cipher", '"aes-256-ctr"'), ("kdf", '"none"'), ("mac", '"zz"')):
+        damaged = json.dumps({**content, "crypto": {**content["crypto"], name: json.loads(value)}})
+        with pytest.raises(KeyFileError, match="damaged"):
+            keystore.decode_key_file(damaged, "naïve", "it")
+
+
+def test_the_vector_of_the_web3_secret_storage_definition() -> None:
+    """From ethereum.org's page of that name: PBKDF2-SHA-256, password "testpassword"."""
+    content = {
+        "crypto": {
+            "cipher": "aes-128-ctr",
+            "cipherparams": {"iv": "6087dab2f9fdbbfaddc31a909735c1e6"},
+            "ciphertext": "5318b4d5bcd28de64ee5559e671353e16f075ecae9f99c7a79a38af5f869aa46",
+            "kdf": "pbkdf2",
+            "kdfparams": {
+                "c": 262144,
+                "dklen": 32,
+                "prf": "hmac-sha256",
+                "salt": "ae3cd4e7013836a3df6bd7241b12db061dbe2c6785853cce422d148a624ce0bd",
+            },
+            "mac": "517ead924a9d0dc3124507e3393d175ce3ff7c1e96529c6c555ce9e51205e9b2",
+        },
+        "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6",
+        "version": 3,
+    }
+    key = keystore.decode_key_file(json.dumps(content), "testpassword", "it")
+    assert key.secret.hex() == "7a28b5ba57c53603b0b07b56bba752f7784bf506fa95edc395f5cf6c7514fe9d"
+
+
+def test_a_key_file_that_would_eat_all_memory_is_refused() -> None:
+    content = eth_account().Account.encrypt(b"\x21" * 32, "x", kdf="scrypt", iterations=2)
+    content["crypto"]["kdfparams"]["n"] = 2**40
+    with pytest.raises(KeyFileError, match="damaged"):
+        keystore.decode_key_file(json.dumps(content), "x", "it")
 
 
 def test_a_key_file_that_names_another_address_is_refused(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from overlay.errors import OverlayError
 from overlay.logs import get_logger
 from overlay.node.io.account import LEDGER_FILE, open_account
 from overlay.node.io.wallet import Wallet, check_contract, domain_of, redeem_limits
 from overlay.node.money import Money
-from payments.errors import RpcUnavailableError
+from payments.errors import PaymentsError, RpcUnavailableError
 from payments.io.chain.client import Chain
 from payments.io.chain.rpc import Rpc
 from payments.io.chain.sender import Sender
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from overlay.links.link import Link
     from overlay.node.money import MoneyHost
     from payments.abi import OnChainPurse
+    from payments.keys import PurseKey
 
 log = get_logger("money")
 
@@ -41,13 +44,10 @@ async def open_money(
     in the status: what was paid already goes on being served.
     """
     domain = domain_of(config.payments)
-    with open_account(config) as key, Ledger(config.state_dir / LEDGER_FILE) as ledger:
-        async with Rpc(config.payments.rpc, domain.chain_id) as rpc:
-            chain = Chain(rpc, domain, config.payments.registry or None)
-            try:
-                await check_contract(chain)
-            except RpcUnavailableError as error:
-                log.warning("the chain does not answer", reason=str(error))
+    async with Rpc(config.payments.rpc, domain.chain_id) as rpc:
+        chain = Chain(rpc, domain, config.payments.registry or None)
+        with ExitStack() as stack:
+            key, ledger = await _open_files(config, stack, chain)
             sender = Sender(chain, key, ledger, time.time)
             payee = config.relay.payee or key.address
             money: Money
@@ -89,3 +89,33 @@ async def open_money(
             finally:
                 # After its tasks: an older write must not come after the last one.
                 money.close()
+
+
+async def _open_files(config: Config, stack: ExitStack, chain: Chain) -> tuple[PurseKey, Ledger]:
+    """Open key and ledger while the chain is asked for our contract: each takes a good part of a second."""
+    opened: list[tuple[PurseKey, Ledger]] = []
+    errors: list[Exception] = []
+
+    def open_both() -> None:
+        key = stack.enter_context(open_account(config))
+        opened.append((key, stack.enter_context(Ledger(config.state_dir / LEDGER_FILE))))
+
+    async def run(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (PaymentsError, OverlayError) as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    async def check() -> None:
+        try:
+            await check_contract(chain)
+        except RpcUnavailableError as error:
+            log.warning("the chain does not answer", reason=str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, check)
+        nursery.start_soon(run, partial(trio.to_thread.run_sync, open_both))
+    if errors:
+        raise errors[0]
+    return opened[0]
