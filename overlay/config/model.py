@@ -410,6 +410,12 @@ class PaymentsConfig:
     max_in_purses_wei: int = _setting(
         '"1"', values.amount_wei, "Most that all open purses may hold together.", key="max_in_purses"
     )
+    unlock_idle_days: int = _setting(
+        "30",
+        values.integer(0, 3650),
+        "After so many days on which this node ran and used a purse for nothing, what is left in it is taken "
+        "back, if that is worth its gas. 0: never.",
+    )
     startup_credit_wei: int = _setting(
         '"0.001"',
         values.amount_wei,

@@ -21,6 +21,7 @@ from overlay.engine.meters import Meter
 from overlay.logs import RateLimit, get_logger
 from overlay.messages import Payment, encode_control
 from overlay.node.counts import Count, LinkMoney
+from overlay.node.idle_purses import IdleKeeper
 from overlay.node.io.vault import Vault
 from overlay.node.money_rows import list_tabs, name_of
 from overlay.node.purses import Purses
@@ -151,6 +152,14 @@ class Money:
         if node_id is not None:
             earning = EarningTerms(self._domain, payee, node_id, price_wei)
         paying = PayingTerms(self._domain, key, settings.max_window_wei, settings.purse_deposit_wei)
+        self._idle = IdleKeeper(
+            chain,
+            ledger,
+            wallet,
+            own=key.address,
+            after_days=settings.unlock_idle_days,
+            used=self.purses.used,
+        )
         self.desk: Desk[Link] = Desk(earning, paying, self._read, self._silence_s)
         self.purses.desk = self.desk
 
@@ -308,6 +317,7 @@ class Money:
             nursery.start_soon(self.vault.run)
             nursery.start_soon(self._keep_counts)
             nursery.start_soon(self.purses.run)
+            nursery.start_soon(self._idle.run)
             nursery.start_soon(self._redeem)
 
     def close(self) -> None:

@@ -214,6 +214,10 @@ class Purses:
             share = 0
         return PurseView(view.deposited_wei, view.claimed_wei, view.unlocking, share)
 
+    def used(self) -> set[bytes]:
+        """Payees whose purses paid circuits go over now, or that are being filled."""
+        return self.desk.payees_in_use() | set(self._filling)
+
     def watched(self) -> set[bytes]:
         """Payers whose purses the redeemer should look at whatever they owe: those attached to a link, and
         those that were lent start-up credit.

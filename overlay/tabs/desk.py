@@ -255,6 +255,14 @@ class Desk(Generic[L]):
         """Whether a purse that pays us is attached to a link."""
         return payer in self._attached
 
+    def payees_in_use(self) -> set[bytes]:
+        """Whom we pay for circuits that stand, or are about to."""
+        return {
+            tabs.paying.payee
+            for tabs in self.links.values()
+            if tabs.paying is not None and tabs.paying.is_in_use
+        }
+
     def payers(self) -> set[bytes]:
         """Whose purses are attached to links and pay us."""
         return {name for name in self._attached if len(name) == 20}

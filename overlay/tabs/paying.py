@@ -81,6 +81,13 @@ class Paying:
         """Whether the purse was ever needed on this link."""
         return self._is_loading or self.tab is not None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether paid circuits go out on this link, or the purse is just being made ready for one."""
+        if self.prices.dearest_wei:
+            return True
+        return self.is_wanted and not self.is_open and not self._is_over
+
     def learn_payee(self, payee: bytes) -> None:
         """The neighbour's descriptor, come or changed since the link is up, names `payee`. What is paid
         already goes on as it is.
@@ -105,6 +112,8 @@ class Paying:
         """Why a further circuit could not be paid at the moment, as a sentence; None if it can, or may."""
         if self.tab is None:
             return self.trouble or None
+        if self.view.unlocking:
+            return "what is in the purse for it is being taken back; it can be paid again after that"
         if not self.tab.is_open or self.left_wei > 0:
             return None
         return self.trouble or "the purse for it is being filled, which takes a few blocks of the chain"
