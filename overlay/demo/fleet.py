@@ -36,6 +36,8 @@ KNOWN_TIMEOUT_S = 90.0
 STAKE_WEI = 10**18
 READY_TIMEOUT_S = 60.0
 NETWORK = "lab"
+ENGINE_VARIABLE = "HOPFARE_LAB_ENGINE"
+"""For trying a whole lab, or all system tests, on another engine: scripts/test --engine."""
 # What the console script does, but surely with the source tree that we are part of.
 _HOPFARE = "from overlay.cli.main import main; main()"
 _LIST_LIFETIME_S = 30 * 86400
@@ -177,6 +179,20 @@ class Node:
             raise LabError(f"{self.name} ended with {code}: {said or 'it said nothing'}")
 
 
+def default_carriers(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what carries the nodes that a lab says nothing about, in turn: what the variable
+    ``HOPFARE_LAB_ENGINE`` asks for ("native", "python", or "mixed"), else whichever engine there is. Raises
+    LabError.
+    """
+    asked = environ.get(ENGINE_VARIABLE, "auto")
+    try:
+        return {"auto": ("auto",), "native": ("native",), "python": ("qh3",), "mixed": ("native", "qh3")}[
+            asked
+        ]
+    except KeyError:
+        raise LabError(f"{ENGINE_VARIABLE} is {asked!r}: it may be auto, native, python or mixed") from None
+
+
 def carrier(quic: str) -> dict[str, Value]:
     """Return what [node] says for the native engine ("native"), the Python engine on "qh3" or "aioquic", or
     whichever there is ("auto").
@@ -212,6 +228,7 @@ class Fleet:
         self.money = money
         self.discovery = discovery
         self._quic = quic
+        self._defaults = default_carriers(os.environ)
         self._signer = Identity.generate()
         self._seed_list = lab.path / "seeds"
         given = overrides or {}
@@ -364,7 +381,12 @@ class Fleet:
         node.configure({})
 
     def _quic_of(self, name: str) -> str:
-        return self._quic if isinstance(self._quic, str) else self._quic.get(name, "auto")
+        asked = self._quic if isinstance(self._quic, str) else self._quic.get(name, "auto")
+        if asked != "auto":
+            return asked
+        # A relay's number gives it its turn, and relays and clients the same one in every run.
+        number = int("".join(filter(str.isdigit, name)) or "0")
+        return self._defaults[number % len(self._defaults)]
 
     def _network_settings(self) -> dict[str, Value]:
         settings: dict[str, Value] = {"name": NETWORK, "discovery": self.discovery}
