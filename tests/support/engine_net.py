@@ -40,10 +40,19 @@ class FakeLink:
     room: int = 64
     other: FakeLink | None = None
     outbox: deque = field(default_factory=deque)
-    streams: itertools.count = field(default_factory=lambda: itertools.count(2, 4))
+    streams: itertools.count = field(init=False)
     backlog: int = 0
     closed: str | None = None
     resets: list = field(default_factory=list)
+    is_gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.streams = itertools.count(self.first_stream, 4)
+
+    @property
+    def first_stream(self) -> int:
+        """As in QUIC, the two sides of a link number their streams apart."""
+        return 2 if self.is_dialler else 3
 
     def send_datagrams(self, frames: list[bytes]) -> int:
         taken = frames[: self.room]

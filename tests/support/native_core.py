@@ -50,6 +50,18 @@ class CoreEngine:
 
     # -- helpers
 
+    @property
+    def budget(self) -> CoreEngine:
+        return self
+
+    @property
+    def used_bytes(self) -> int:
+        return self.core.used_bytes()
+
+    @property
+    def unknown_packets(self) -> int:
+        return self.core.unknown_packets()
+
     def now(self) -> int:
         return round(self._clock() * 1_000_000_000)
 
@@ -109,7 +121,7 @@ class CoreEngine:
 
     def on_link_up(self, link) -> None:
         self._links.append(link)
-        self.core.link_up(len(self._links) - 1)
+        self.core.link_up(len(self._links) - 1, link.first_stream)
 
     def on_link_closed(self, link, code, reason) -> None:
         self.core.link_down(self._link(link))

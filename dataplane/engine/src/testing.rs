@@ -423,7 +423,8 @@ struct Recorder {
     rooms: HashMap<LinkId, usize>,
     backlogs: HashMap<LinkId, usize>,
     rtt_ns: u64,
-    next_stream: u64,
+    /// By link: its sides number their streams apart.
+    next_streams: HashMap<LinkId, u64>,
     fill: u8,
 }
 
@@ -446,9 +447,11 @@ impl Driver for Recorder {
         self.record("datagram", link, 0, &frame);
     }
 
-    fn open_stream(&mut self, _: LinkId) -> Option<u64> {
-        self.next_stream += 4;
-        Some(self.next_stream)
+    fn open_stream(&mut self, link: LinkId) -> Option<u64> {
+        let next = self.next_streams.entry(link).or_insert(2);
+        let stream = *next;
+        *next += 4;
+        Some(stream)
     }
 
     fn send_stream(&mut self, link: LinkId, stream: u64, data: Bytes) {
@@ -507,7 +510,7 @@ impl Core {
             rooms: HashMap::new(),
             backlogs: HashMap::new(),
             rtt_ns,
-            next_stream: 0,
+            next_streams: HashMap::new(),
             fill,
         };
         Self { core: hopfare_core::Core::new(memory_bytes), out }
@@ -535,7 +538,8 @@ impl Core {
         self.core.set_policy(policy_of(policy));
     }
 
-    fn link_up(&mut self, link: LinkId) {
+    fn link_up(&mut self, link: LinkId, first_stream: u64) {
+        self.out.next_streams.insert(link, first_stream);
         self.core.link_up(link);
     }
 
@@ -603,6 +607,19 @@ impl Core {
 
     fn echo(&mut self, flow: u64, token: [u8; 8], now: u64) {
         self.core.echo(flow, token, now, &mut self.out);
+    }
+
+    /// Streams of a link that are remembered: the peer's, its own.
+    fn stream_counts(&self, link: LinkId) -> (usize, usize) {
+        self.core.stream_counts(link)
+    }
+
+    fn unknown_packets(&self) -> u64 {
+        self.core.unknown_packets()
+    }
+
+    fn flow_count(&self) -> usize {
+        self.core.flow_count()
     }
 
     fn drop_flow(&mut self, flow: u64) {
