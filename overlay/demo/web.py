@@ -271,6 +271,8 @@ def make_repository(folder: Path) -> bool:
     if shutil.which("git") is None:
         return False
     work, bare = folder / "work", folder / "demo.git"
+    # What a server before this one made, or was stopped in the middle of.
+    shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)
     environment = dict(os.environ, GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull)
     environment |= {
