@@ -26,6 +26,7 @@ from payments.state import EMPTY, PurseState
 from payments.tab import (
     SLOW_START_PACKETS,
     TOLERANCE_SHARE,
+    WRITE_OFF_SHARE,
     Asked,
     CloseCircuits,
     CloseReason,
@@ -33,6 +34,7 @@ from payments.tab import (
     Counts,
     CutOff,
     Dispute,
+    GaveUp,
     Output,
     Ready,
     Send,
@@ -46,6 +48,9 @@ from payments.validator import PurseView
 MAX_TICKET_PACKETS = 64
 """A hash costs as much as a third of carrying a packet in a fast engine: so fast links get coarser tickets,
 and what is at stake, the window, stays the same."""
+_GIVE_UP_AFTER_S = 0.5
+"""After a circuit was ended for its junk: by then what was under way is here, and the payee's count of it."""
+_MAX_EXCUSES = 4
 _FIRST_RETRY_S = 1.0
 """Wait before a book that was refused for its deposit is shown again; doubles each time."""
 
@@ -108,6 +113,9 @@ class PayerTab:
         self._retry_at: float | None = None
         self._retry_s = _FIRST_RETRY_S
         self._blocked_worth_wei = 0
+        self._give_up_at: float | None = None
+        self._given_up_wei = 0
+        self._excuses = 0
         self._start_credit_wei = 0
         self._minimum_value_wei = 1
 
@@ -234,14 +242,17 @@ class PayerTab:
 
     def next_timeout(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
-        times = [t for t in (self._counts_at, self._purse_until, self._retry_at) if t is not None]
-        return min(times, default=None)
+        times = [self._counts_at, self._purse_until, self._retry_at, self._give_up_at]
+        return min((t for t in times if t is not None), default=None)
 
     def handle_timeout(self, now: float) -> list[Output]:
         """Do what has become due; early or double calls do nothing."""
         outputs: list[Output] = []
         if self._phase is not _Phase.OPEN:
             return outputs
+        if self._give_up_at is not None and now >= self._give_up_at:
+            self._give_up_at = None
+            outputs += self._give_up(now)
         if self._counts_at is not None and now >= self._counts_at:
             self._counts_at = None
             counts = formats.Counts(self._counts.forward, self._counts.backward, self.spent_wei)
@@ -334,7 +345,53 @@ class PayerTab:
         if report.urgency == formats.URGENCY_EMPTY:
             outputs.append(Asked())
         outputs += self._pay(now, asked=report.urgency != formats.URGENCY_NONE)
+        self._mind_junk(now)
         return outputs
+
+    def on_junk(self, now: float) -> None:
+        """A circuit on this link was ended because of packets that nobody can use. What it used up of the
+        window may be given up, once for each such circuit.
+        """
+        self._excuses = min(self._excuses + 1, _MAX_EXCUSES)
+        self._mind_junk(now)
+
+    def _mind_junk(self, now: float) -> None:
+        if not self._is_eaten_up:
+            self._give_up_at = None
+        elif self._give_up_at is None and self._excuses:
+            self._give_up_at = now + _GIVE_UP_AFTER_S
+
+    @property
+    def _is_eaten_up(self) -> bool:
+        """Whether more than half of the window went into packets that the payee counts and we do not owe."""
+        held_back = self._allowed_wei is not None and self._allowed_wei <= self._machine.worth_wei
+        is_blocked = self._retry_at is not None or self._purse_until is not None or held_back
+        return not is_blocked and self._confirmed_wei - self._owed_wei > self._window_wei // 2
+
+    def _give_up(self, now: float) -> list[Output]:
+        """What was prepaid went into junk, which we do not owe: let it go, or hardly anything is carried.
+
+        The window begins anew. A payee that made the junk itself gains no more than by taking a window and
+        coming back, and is known by the circuits that break.
+        """
+        lost = self._confirmed_wei - self._owed_wei
+        window = min(SLOW_START_PACKETS * self._price_wei, self._risk_wei - lost)
+        if not self._is_eaten_up or window < self.ticket_wei:
+            return []
+        self._given_up_wei += lost
+        self._excuses -= 1
+        self._spent_before_wei += lost
+        self._owed_wei += lost
+        self._window_wei = window
+        self._unproved_wei = 0
+        return [GaveUp(lost), *self._pay(now, asked=True)]
+
+    @property
+    def _risk_wei(self) -> int:
+        """What may still be lost on this link: the limit, and a twentieth of all that was carried, less what
+        is lost already."""
+        spare = (self.spent_wei - self._given_up_wei) // WRITE_OFF_SHARE - self._given_up_wei
+        return self._limits.limit_wei + min(0, spare)
 
     def _on_refused(self, refused: formats.Refused, now: float) -> list[Output]:
         match refused.refusal:
@@ -365,7 +422,7 @@ class PayerTab:
         self._unproved_wei += grown_wei
         if self._counts.backward > self._grown_backward:
             self._grown_backward = self._counts.backward
-            ceiling = min(self._limits.limit_wei, max(self._need_wei, SLOW_START_PACKETS * self._price_wei))
+            ceiling = min(self._risk_wei, max(self._need_wei, SLOW_START_PACKETS * self._price_wei))
             self._window_wei = max(self._window_wei, min(self._window_wei + self._unproved_wei, ceiling))
             self._unproved_wei = 0
 

@@ -138,13 +138,22 @@ class Concern(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class GaveUp:
+    """`wei` of what was prepaid went into packets that we got no use of; service goes on."""
+
+    wei: int
+
+
+@dataclass(frozen=True, slots=True)
 class Warn:
     """Tell the operator or customer."""
 
     concern: Concern
 
 
-Output = Send | Credit | Load | Store | Asked | Ready | CloseCircuits | CutOff | Dispute | TopUp | Warn
+Output = (
+    Send | Credit | Load | Store | Asked | Ready | CloseCircuits | CutOff | Dispute | TopUp | GaveUp | Warn
+)
 
 
 def tolerated_wei(own_wei: int, window_wei: int) -> int:

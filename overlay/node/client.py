@@ -204,6 +204,8 @@ class ClientNode:
         if fault is FlowFault.LINK_CLOSED and circuit.link.end is not None:
             # on_link_closed follows and knows why; the relays behind the guard are not to be blamed for it.
             return
+        if fault is FlowFault.BAD_PACKETS and self.money is not None:
+            self.money.note_junk(circuit.link, trio.current_time())
         self._lost(circuit, FAULT_SENTENCES[fault], is_fault=fault not in _OWN_FAULTS)
 
     def on_echo_reply(self, flow: FlowHandle, token: bytes) -> None:

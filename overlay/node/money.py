@@ -40,6 +40,7 @@ from payments.tab import (
     Credit,
     CutOff,
     Dispute,
+    GaveUp,
     Load,
     Ready,
     Send,
@@ -263,6 +264,10 @@ class Money:
             count.leave(flow)
         self._do(self.desk.circuit_down(flow, now))
 
+    def note_junk(self, link: Link, now: float) -> None:
+        """A circuit that goes out on a link was ended because of packets that nobody can use."""
+        self.desk.on_junk(link, now)
+
     def explain_unpayable(
         self, link: Link, price_out: int, now: float, front: Link | None = None
     ) -> str | None:
@@ -413,6 +418,9 @@ class Money:
                 case Warn(concern):
                     self.problems["purse"] = f"money: {concern.value}"
                     self._note(log.warning, "purse used elsewhere", link, reason=concern.value)
+                case GaveUp(wei):
+                    self.counters["given up"] += 1
+                    self._note(log.warning, "prepaid for packets of no use", link, wei=wei)
                 case Ready():
                     self._ready(link, side)
                 case Asked():

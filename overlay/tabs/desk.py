@@ -181,6 +181,12 @@ class Desk(Generic[L]):
                 return self._acts(gone.back, "paying", paying.remove_circuit(gone.price_out, now), now)
         return []
 
+    def on_junk(self, link: L, now: float) -> None:
+        """A circuit that goes out on a link was ended because of packets that nobody can use."""
+        paying = self._paying_on(link)
+        if paying is not None:
+            paying.on_junk(now)
+
     def want(self, link: L, now: float) -> list[Act[L]]:
         """A paid circuit is about to go out on a link: have its purse ready, unless another link has it."""
         paying = self._paying_on(link)

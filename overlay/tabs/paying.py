@@ -213,6 +213,11 @@ class Paying:
         """The budget lets the purse's worth reach `total_wei` (None: no limit)."""
         return [] if self.tab is None else self._mind(self.tab.allow(total_wei, now), now)
 
+    def on_junk(self, now: float) -> None:
+        """A circuit on this link was ended because of packets that nobody can use."""
+        if self.tab is not None:
+            self.tab.on_junk(now)
+
     def next_timeout(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
         return None if self.tab is None else self.tab.next_timeout()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay.config.model import PaymentsConfig
+from overlay.engine.interface import FlowFault
 from overlay.messages import Payment
 from overlay.node.money import CLOSE_BASE, Money
 from overlay.node.relay import RelayNode
@@ -267,3 +269,23 @@ async def test_an_own_link_that_takes_over_keeps_lent_credit_lent(tmp_path: Path
         assert money.purses.starts.total_wei == 1
         money.link_closed(new, trio.current_time())  # type: ignore[arg-type]
         assert money.purses.starts.total_wei == 0
+
+
+async def test_a_customers_circuit_that_breaks_on_junk_is_told_to_its_money(
+    tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client_node(make_peers(), tmp_path) as (client, _):
+        told: list[object] = []
+        lost: list[str] = []
+        money: Any = SimpleNamespace(note_junk=lambda link, now: told.append(link))
+        monkeypatch.setattr(client, "money", money)
+        monkeypatch.setattr(client, "_lost", lambda circuit, sentence, **_: lost.append(sentence))
+        flow: Any = object()
+        circuit: Any = SimpleNamespace(link=StubLink(None))
+        client._by_flow[flow] = circuit
+        client.on_flow_lost(flow, FlowFault.STREAM_RESET)
+        assert told == []
+        client.on_flow_lost(flow, FlowFault.BAD_PACKETS)
+        assert told == [circuit.link]
+        assert len(lost) == 2
+        del client._by_flow[flow]

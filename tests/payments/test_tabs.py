@@ -178,6 +178,50 @@ def test_an_exit_that_floods_junk_spends_one_window() -> None:
     assert net.cut == [] or net.cut[0].reason is CloseReason.DISPUTE
 
 
+@pytest.mark.parametrize("limit_packets", [300, 5000])
+def test_after_a_flood_of_junk_service_goes_on_with_a_small_window(limit_packets: int) -> None:
+    net = Net(limit_packets=limit_packets)
+    net.start()
+    net.run(150, forward=10, backward=10)
+    carried, worth, window = net.payer.spent_wei, net.payer.worth_wei, net.payer.window_wei
+    assert window > 200 * PRICE
+    net.run(50, backward=100, junk=True)
+    assert net.waiting, "nothing is left"
+    net.payer.on_junk(net.now)  # The circuit that brought the junk was ended; another one goes on.
+    net.run(300, forward=1, backward=5)
+    assert len(net.gave_up) == 1
+    assert net.gave_up[0] <= window
+    assert not (net.disputes or net.closed or net.cut)
+    assert not net.waiting
+    assert net.paid_backward * PRICE > carried // 2 + window + 1000 * PRICE
+    assert net.payer.worth_wei - worth <= window + (300 * 6 + 128) * PRICE
+    assert net.payer.spent_wei >= net.payee.spent_wei - net.payee.spent_wei // 50
+
+
+def test_without_a_circuit_that_broke_nothing_is_given_up() -> None:
+    net = Net()
+    net.start()
+    net.run(150, forward=10, backward=10)
+    net.run(50, backward=100, junk=True)
+    net.run(1500, backward=5)
+    assert not net.gave_up
+    assert [c.reason for c in net.closed] == [CloseReason.UNPAID]
+
+
+def test_a_payee_that_makes_junk_itself_gains_a_window_for_each_circuit_that_breaks() -> None:
+    net = Net(limit_packets=500)
+    net.start()
+    net.run(100, forward=5, backward=5)
+    for _ in range(20):
+        net.run(50, backward=100, junk=True)
+        net.payer.on_junk(net.now)
+        net.payer.on_junk(net.now)
+        net.run(200, forward=1, backward=4)
+    carried = (net.payer_counts.forward + net.payer_counts.backward) * PRICE
+    assert 500 * PRICE < sum(net.gave_up) <= 500 * PRICE + carried // 20
+    assert net.payer.worth_wei <= carried + 500 * PRICE + carried // 20 + carried // 50 + 64 * PRICE
+
+
 def test_a_relay_that_inflates_its_count_is_found() -> None:
     net = Net()
     net.start()

@@ -18,6 +18,7 @@ from payments.tab import (
     Credit,
     CutOff,
     Dispute,
+    GaveUp,
     Load,
     Output,
     Send,
@@ -96,6 +97,7 @@ class Net:
         self.cut: list[CutOff] = []
         self.top_ups: list[TopUp] = []
         self.warnings: list[Warn] = []
+        self.gave_up: list[int] = []
         self.payer_answers = True
         self.answer_ratio = 1.0
         self.change_report: Callable[[formats.Report], formats.Report] = lambda report: report
@@ -152,6 +154,8 @@ class Net:
                 self.cut.append(output)
             case TopUp():
                 self.top_ups.append(output)
+            case GaveUp(wei):
+                self.gave_up.append(wei)
             case Warn():
                 self.warnings.append(output)
 

@@ -183,6 +183,36 @@ def test_an_exit_that_floods_junk_backwards_spends_no_more_than_a_window() -> No
     assert paying.worth_wei - before_worth <= window + tolerance
 
 
+@pytest.mark.parametrize("broke", [True, False])
+def test_other_circuits_go_on_after_one_that_was_flooded_with_junk(broke: bool) -> None:
+    path = Path()
+    other = path.net.circuit(path.links, PRICES)
+    for _ in range(200):
+        path.net.carry(other, 2, 4)
+        path.net.run(1, path.circuit, 2, 4)
+    near, far = path.links[0]
+    paying = path.customer.desk.links[near].paying
+    assert paying is not None
+    assert paying.tab is not None
+    window, worth = paying.tab.window_wei, paying.worth_wei
+    meter = far.counts["earning"]
+    for _ in range(30):
+        junk = meter[3] // PRICES[0]
+        meter[3] -= junk * PRICES[0]
+        meter[2] += junk * PRICES[0]
+        meter[1] += junk
+        path.net.run(1, other, 0, 1)
+    # The customer saw the first of it, and ended the circuit.
+    path.net.drop(path.circuit)
+    if broke:
+        path.customer.desk.on_junk(near, path.net.step * 0.01)
+    path.net.run(100, other, 0, 3)
+    carried = path.net.run(500, other, 0, 3)
+    assert (carried == 1500) is broke
+    assert path.customer.reasons() == path.guard.reasons() == []
+    assert paying.worth_wei - worth <= window + (1805 + 2 * 64) * PRICES[0]
+
+
 def test_a_relay_that_inflates_its_count_is_cut_off_and_remembered() -> None:
     path = Path()
     path.net.run(100, path.circuit, 3, 3)
