@@ -49,6 +49,10 @@ INNER_V6 = ("fd68:6f70:6661::", 48)
 _COMMAND_ROOM_BYTES = 65536
 _MAX_DESCRIPTORS = 64
 
+#: Where the machine's default is another one, a namespace may not choose this for all sockets (unless it is
+#: in tcp_allowed_congestion_control), but for each.
+_CONGESTION = b"cubic"
+
 #: What the kernel's TCP shows of itself is the same for every customer, whatever the machine's own settings;
 #: what remembers or links connections is off. Best effort: an older kernel lacks some.
 SYSCTLS = (
@@ -59,9 +63,11 @@ SYSCTLS = (
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_redirects", "0"),
     ("ipv4/conf/default/accept_redirects", "0"),
-    ("ipv4/tcp_congestion_control", "cubic"),
+    ("ipv4/tcp_congestion_control", _CONGESTION.decode()),
     ("ipv4/tcp_ecn", "0"),
     ("ipv4/tcp_fastopen", "0"),
+    # Many uploads at once leave in super-packets too, and not two segments at a time.
+    ("ipv4/tcp_min_tso_segs", "16"),
     ("ipv4/tcp_mtu_probing", "0"),
     ("ipv4/tcp_no_metrics_save", "1"),
     # What is not yet on its way waits in the program, not in kernel memory.
@@ -109,6 +115,9 @@ class _Helper:
         self._tun_index = tun_index
         self._has_ipv6 = has_ipv6
         self._sources: dict[int, str] = {}
+        with socket.socket() as ready:
+            default = ready.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        self._has_other_default = default.rstrip(b"\0") != _CONGESTION
 
     def set_up(self) -> None:
         net, route = self._netlink, self._route
@@ -155,6 +164,7 @@ class _Helper:
                     if kind == socket.SOCK_STREAM:
                         ready.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                         ready.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        self._choose_congestion(ready)
                         # Keeps the ICMP message that ends a connect; the taker clears it once connected.
                         if family == socket.AF_INET:
                             ready.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
@@ -168,6 +178,13 @@ class _Helper:
         finally:
             for one in made:
                 one.close()
+
+    def _choose_congestion(self, ready: socket.socket) -> None:
+        if self._has_other_default:
+            try:
+                ready.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION)
+            except OSError:
+                self._has_other_default = False  # not in this kernel: the next ones need not ask
 
     def _remove(self, address: str) -> None:
         for family, source in list(self._sources.items()):

@@ -113,6 +113,17 @@ await ns.remove_addresses(OTHER_V4, OTHER_V6)
     assert outcomes("changed")[1][0] != going
 
 
+def test_all_machines_sockets_have_the_same_congestion_control(run: Run) -> None:
+    if "cubic" not in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split():
+        pytest.skip("this kernel has no cubic")
+    said = run("""
+for family in (socket.AF_INET, socket.AF_INET6):
+    with await ns.new_socket(family, socket.SOCK_STREAM) as sock:
+        say(used=sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(bytes(1)).decode())
+""")
+    assert said == [{"used": "cubic"}] * 2
+
+
 def test_removing_an_address_ends_its_connections_and_no_others(run: Run) -> None:
     said = run("""
 await ns.add_addresses(V4, V6)
