@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from overlay.cli.manual import ManualCommand
 from overlay.cli.options import Common, common_options
-from overlay.errors import FileError
+from overlay.errors import ConfigError, FileError
 
 _PASSPHRASE_FILE = click.option(
     "--passphrase-file",
@@ -95,12 +96,16 @@ def restore(common: Common, passphrase_file: Path | None, only_list: bool, file:
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes:
-    """Read the passphrase from a private file or ask for it. Raises FileError for one that is too short."""
+    """Read the passphrase from a private file or ask for it. Raises FileError for one that is too short,
+    ConfigError where nobody can be asked.
+    """
     from overlay.io.files import read_private
 
     if file is not None:
         passphrase = read_private(file, "passphrase file", 4096).splitlines()[:1] or [b""]
         given = passphrase[0]
+    elif not sys.stdin.isatty():
+        raise ConfigError("a passphrase is needed: give --passphrase-file, or run this at a terminal")
     else:
         text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
         given = text.encode()

@@ -92,7 +92,9 @@ def _show(answer: dict[str, Any], value: str | None, until: str, *, as_json: boo
         click.echo(json.dumps(answer, indent=2))
         return
     shown = value if value is not None else _text(answer["value"])
-    click.echo(f"{answer['name']} = {shown or 'any'}, {until}")
+    click.echo(
+        f"{answer['name']} = {shown or ('none' if answer['name'].startswith('exclude') else 'any')}, {until}"
+    )
     found = answer.get("no_path")
     if found:
         click.echo(f"but: {found['sentence']}", err=True)

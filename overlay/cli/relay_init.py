@@ -139,7 +139,7 @@ def _ask(config: Config, given: dict[str, str | None], *, ask: bool) -> dict[tup
             answer = proposed
         while True:
             if answer is None:
-                answer = str(click.prompt(text, default=proposed, show_default=bool(proposed))).strip()
+                answer = _prompt(text, proposed, option)
             try:
                 parse(answer)
             except ValueError as error:
@@ -153,6 +153,10 @@ def _ask(config: Config, given: dict[str, str | None], *, ask: bool) -> dict[tup
             return answer
 
     proposed = str(relay.advertise[0]) if relay.advertise else _propose_address()
+    if not (proposed or ask or given.get("address")):
+        raise ConfigError(
+            "this machine has no public address of its own: say where others reach it with --address IP:PORT"
+        )
     address = question(
         "advertise", "address", "Address and UDP port at which others reach it", proposed, _usable
     )
@@ -177,6 +181,18 @@ def _ask(config: Config, given: dict[str, str | None], *, ask: bool) -> dict[tup
     if not any(one.port == listen.port for one in relay.listen):
         answers["relay", "listen"] = [f"0.0.0.0:{listen.port}", f"[::]:{listen.port}"]
     return answers
+
+
+def _prompt(text: str, proposed: str, option: str) -> str:
+    try:
+        return str(click.prompt(text, default=proposed, show_default=bool(proposed))).strip()
+    except click.Abort as error:
+        if not isinstance(error.__context__, EOFError):
+            raise
+        option = option.replace("_", "-")
+        raise ConfigError(
+            f"nobody answers here: give --{option}, or --yes to take what is proposed"
+        ) from None
 
 
 def _usable(value: object) -> Address:

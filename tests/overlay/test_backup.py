@@ -1,3 +1,4 @@
+import io
 import itertools
 import os
 import sqlite3
@@ -179,3 +180,10 @@ def test_without_a_node_there_is_nothing_to_back_up(place, run):
     status, _, error = run("backup", "--passphrase-file", "key", "b")
     assert status == 1
     assert "nothing to back up" in error
+
+
+def test_where_nobody_can_be_asked_it_says_what_to_give(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    status, _, error = run("backup", "node.backup")
+    assert status == 2
+    assert "give --passphrase-file, or run this at a terminal" in error

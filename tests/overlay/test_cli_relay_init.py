@@ -1,3 +1,4 @@
+import io
 import json
 import socket
 import tomllib
@@ -148,3 +149,14 @@ def test_estimates_stay_under_cap_and_capacity(capacity, cap, price):
             assert month.carried_bytes <= cap
         assert month.is_capped is (0 < cap < 2 * capacity * MONTH_S * percent // 100)
         assert month.earned_wei == month.carried_bytes // (2 * WIRE_BYTES_PER_PACKET) * price
+
+
+def test_where_nobody_answers_it_says_what_to_give(run, home, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    status, _, error = run("relay", "init", *network(home))
+    assert status == 2
+    assert "nobody answers here: give --address" in error
+    monkeypatch.setattr("overlay.cli.relay_init._propose_address", lambda: "")
+    status, _, error = run("relay", "init", "--yes", *network(home))
+    assert status == 2
+    assert "no public address of its own: say where others reach it with --address" in error
