@@ -8,6 +8,7 @@ mod controller;
 mod data;
 mod net;
 mod probes;
+mod proxy;
 mod shared;
 mod testing;
 mod tls;
@@ -26,6 +27,7 @@ fn hopfare_dataplane(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<binding::PyLinkCell>()?;
     module.add_class::<binding::PyFlowCell>()?;
     module.add_class::<binding::PyMeterCell>()?;
+    proxy::add(module)?;
     testing::add(module)?;
     Ok(())
 }
