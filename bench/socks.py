@@ -57,6 +57,9 @@ class LoopbackCircuits:
 
 
 class LoopbackSockets:
+    def take_ready(self, family: int, kind: int, at_most: int) -> list[int]:
+        return [self.try_socket(family, kind).detach() for _ in range(at_most)]
+
     def try_socket(self, family: int, kind: int) -> socket.socket:
         sock = socket.socket(family, kind)
         sock.setblocking(False)

@@ -161,6 +161,15 @@ class Namespace:
         self._refill((family, kind), pool)
         return None
 
+    def take_ready(self, family: int, kind: int, at_most: int) -> list[int]:
+        """Return descriptors of such sockets as the pool has, `at_most` so many, perhaps none; a refill is
+        then under way. The caller owns them.
+        """
+        pool = self._pools[family, kind]
+        taken = [pool.ready.popleft() for _ in range(min(at_most, len(pool.ready)))]
+        self._refill((family, kind), pool)
+        return taken
+
     def take_socket(self, family: int, kind: int) -> socket.socket:
         """Return a non-blocking, unbound socket of the namespace (AF_INET or AF_INET6; SOCK_STREAM or
         SOCK_DGRAM).

@@ -453,10 +453,12 @@ class ClientNode:
 
     def list_circuits(self) -> list[dict[str, Any]]:
         """What `hopfare circuits` shows."""
-        return [
-            describe_circuit(row, self.circuits.get(row.circuit_id))
-            for row in self.pool.status(trio.current_time())
-        ]
+        rows = []
+        for row in self.pool.status(trio.current_time()):
+            circuit = self.circuits.get(row.circuit_id)
+            held = self.proxy.count_held(circuit) if self.proxy is not None and circuit is not None else 0
+            rows.append(describe_circuit(row, circuit, held))
+        return rows
 
 
 def _stamp(path: FilePath | None) -> tuple[int, int]:

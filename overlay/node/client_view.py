@@ -42,8 +42,11 @@ _RELAY_FAULT: dict[FlowFault, str] = {
 }
 
 
-def describe_circuit(row: CircuitStatus, circuit: Circuit | None) -> dict[str, Any]:
-    """The row of one circuit, in values for JSON; ``circuit`` is None while it is built."""
+def describe_circuit(row: CircuitStatus, circuit: Circuit | None, held: int = 0) -> dict[str, Any]:
+    """The row of one circuit, in values for JSON; ``circuit`` is None while it is built.
+
+    ``held``: how many more connections than leases it has.
+    """
     return {
         "id": row.circuit_id,
         "state": row.state.value,
@@ -55,7 +58,7 @@ def describe_circuit(row: CircuitStatus, circuit: Circuit | None) -> dict[str, A
         "price_wei_per_packet": row.price_wei_per_packet,
         "prices_wei_per_packet": [relay.price_wei_per_packet for relay in row.relays],
         "age_s": round(row.age_s, 1),
-        "connections": row.leases,
+        "connections": row.leases + held,
         "isolated": row.isolated,
         "suspect": row.suspect,
         "rtt_ms": round(row.rtt_s * 1000, 2) if row.rtt_s is not None else None,

@@ -125,7 +125,15 @@ async def run_client(
         limits = ProxyLimits(max_connections=config.client.max_connections)
 
         async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
-            await serve_proxy(listeners, node.leases, namespace, limits=limits, task_status=task_status)
+            await serve_proxy(
+                listeners,
+                node.leases,
+                namespace,
+                limits=limits,
+                kind=config.node.engine,
+                by_destination="destination" in config.client.isolation,
+                task_status=task_status,
+            )
 
         node.proxy = await nursery.start(serve)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
@@ -165,11 +173,14 @@ class _Local:
             value = params.get("value")
             if not isinstance(params.get("key"), str) or not isinstance(value, str | None):
                 raise LookupError("choose needs a key and a value")
-            return node.market.choose(params["key"], value, keep=bool(params.get("keep")))
+            chosen = node.market.choose(params["key"], value, keep=bool(params.get("keep")))
+            self._forget_grants()
+            return chosen
         if method == "exec-info":
             return await node.way_out.info()
         if method == "newnym":
             node.act(node.pool.renew(trio.current_time()))
+            self._forget_grants()
             return {}
         if method == "stop":
             self._scope.cancel()
@@ -179,6 +190,11 @@ class _Local:
         if node.money is not None and method.startswith("wallet"):
             return await node.money.wallet.handle(method, params)
         raise LookupError(f"a client has no {method}")
+
+    def _forget_grants(self) -> None:
+        """New connections ask the pool again, which obeys other rules now."""
+        if self._node.proxy is not None:
+            self._node.proxy.revoke_grants()
 
 
 def load_guards(path: FilePath) -> GuardStore:

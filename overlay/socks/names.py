@@ -124,6 +124,11 @@ class NameCache:
             return None
         return entry[1]
 
+    def good_for(self, host: str, kind: int, now: float) -> float:
+        """Return for how many seconds more an answer is good; 0 or less for none."""
+        entry = self._entries.get((host, kind))
+        return entry[0] - now if entry is not None else 0.0
+
     def put(self, host: str, kind: int, answer: Answer, now: float) -> None:
         """Remember an answer for its time to live; one of 0 is not kept."""
         if answer.ttl_s <= 0:

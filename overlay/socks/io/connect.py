@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -101,6 +101,16 @@ class Race:
             self._server.spawn(self._start_later, family, address)
         else:
             self._attempt(sock, address)
+
+    def adopt(self, attempts: Sequence[tuple[str, socket.socket]]) -> None:
+        """Go on, instead of `start`, with attempts that were begun already (address and socket each)."""
+        for address, sock in attempts:
+            self._attempts.append(sock)
+            self._server.poller.add(sock.fileno(), partial(self._on_event, sock, address))
+        if not attempts:
+            self.start()
+        elif self._addresses:
+            self._server.attempts.add(self.start)
 
     def cancel(self) -> None:
         """Give up all attempts."""

@@ -30,6 +30,7 @@ from overlay.socks.machine import ProxyMachine
 from overlay.socks.outcome import SUCCESS, Outcome, Reply, no_circuit_outcome
 
 if TYPE_CHECKING:
+    from overlay.socks.io.native import Attempt
     from overlay.socks.io.server import ProxyServer
 
 #: Room for one read of a handshake: greeting, request and some first data.
@@ -57,13 +58,16 @@ class Connection:
     """A client's TCP connection and what was made for it."""
 
     __slots__ = (
+        "_answered",
         "_association",
+        "_attempt",
         "_client",
         "_deadline",
         "_destination",
         "_down",
         "_has_input",
         "_isolation",
+        "_key",
         "_last_active",
         "_lease",
         "_linger_bytes",
@@ -98,7 +102,39 @@ class Connection:
         self._association: Association | None = None
         self._destination: Destination | None = None
         self._isolation: Isolation | None = None
+        self._answered = 0
+        self._key: bytes | None = None
+        self._attempt: Attempt | None = None
         server.poller.add(client.fileno(), self._on_client)
+
+    def take_over(
+        self,
+        data: bytes,
+        answered: int,
+        age_s: float,
+        key: bytes | None,
+        attempt: Attempt | None,
+        *,
+        has_input: bool,
+    ) -> None:
+        """Go on where the native proxy stopped: the client sent `data` and has `answered` bytes of answers.
+
+        `age_s`: since it came or, with an `attempt`, since it asked. A request that succeeds is offered to
+        the native proxy under `key`.
+        """
+        try:
+            self._answered = answered
+            self._key = key
+            self._attempt = attempt
+            self._has_input = has_input
+            self._deadline -= age_s
+            assert self._machine is not None
+            self._carry_out(self._machine.receive(data))
+            if attempt is not None and self._state is _State.WAITING:
+                self._deadline -= age_s
+        except Exception as error:
+            report_fault("proxy_connection_failed", error)
+            self.abort()
 
     # What the poller, the sweep and the circuit call.
 
@@ -187,10 +223,12 @@ class Connection:
     def _carry_out(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Send):
+                data = event.data[self._answered :]
+                self._answered -= len(event.data) - len(data)
                 try:
                     # A socket that nothing was sent on takes these few hundred bytes, or is no client of
                     # ours.
-                    if self._client.send(event.data) < len(event.data):
+                    if data and self._client.send(data) < len(data):
                         self.abort()
                         return
                 except OSError:
@@ -198,7 +236,10 @@ class Connection:
                     return
             elif isinstance(event, Connect):
                 self._ask(self._connect, event.destination, event.isolation)
-                self._begin_connect(event.destination, event.isolation)
+                if self._attempt is not None:
+                    self._adopt(self._attempt, event.destination)
+                else:
+                    self._begin_connect(event.destination, event.isolation)
             elif isinstance(event, Associate):
                 self._ask(partial(self._associate, event.client), ANY_UDP, event.isolation)
                 self._server.spawn(self._run)
@@ -270,6 +311,22 @@ class Connection:
         else:
             self._start_race(lease, addresses)
 
+    def _adopt(self, attempt: Attempt, destination: Destination) -> None:
+        """Go on with what the native proxy began."""
+        self._attempt = None
+        assert self._server.front is not None
+        lease = self._server.front.share(attempt.grant)
+        if lease is None or not (attempt.sockets or attempt.addresses):  # its circuit is dead
+            attempt.close()
+            if lease is not None:
+                lease.release()
+            self._on_circuit_closed()
+            return
+        self._hold(lease)
+        rest, port = list(attempt.addresses), destination.port
+        self._race = Race(self._server, lease, rest, port, self._on_connected, self._finish)
+        self._race.adopt(attempt.sockets)
+
     def _hold(self, lease: Lease) -> None:
         self._lease = lease
         lease.watch(self._on_circuit_closed)
@@ -322,10 +379,21 @@ class Connection:
         self._upstream = upstream
         self._server.poller.replace(upstream.fileno(), self._on_upstream)
         self._finish(SUCCESS)
+        self._offer()
         if self._state is _State.SPLICED and not self._up.bytes_moved:
             self._server.silent.add(self._acknowledge)
         if events & (READABLE | READ_CLOSED):
             self._on_upstream(events)
+
+    def _offer(self) -> None:
+        """Let the native proxy serve requests like this one from here on."""
+        front, lease = self._server.front, self._lease
+        if front is None or lease is None or self._key is None:
+            return
+        assert self._isolation is not None and self._destination is not None
+        self._lease = front.offer(self._key, self._isolation, self._destination, lease)
+        if self._lease is not lease:
+            self._lease.watch(self._on_circuit_closed)
 
     def _acknowledge(self) -> None:
         """Let the server know that the connection is there: its client may be waiting for its first word."""
@@ -458,6 +526,8 @@ class Connection:
                     sock.close()
         if self._association is not None:
             self._association.close()
+        if self._attempt is not None:
+            self._attempt.close()
         if was_spliced:
             self._server.bytes_up += self._up.bytes_moved
             self._server.bytes_down += self._down.bytes_moved

@@ -39,10 +39,10 @@ class LeakWatch:
         if len(self._learned) > MAX_REMEMBERED:
             self._learned.popitem(last=False)
 
-    def note(self, destination: Destination, now: float) -> None:
-        """Count a request, and warn once an hour."""
+    def note(self, destination: Destination, now: float, times: int = 1) -> None:
+        """Count a request or several alike, and warn once an hour."""
         if not destination.ip_version or destination.host in self._learned:
             return
-        self.by_address += 1
+        self.by_address += times
         if self._rate.allow("address", now) is not None:
             _log.warning("names may leak", hint=HINT, times=self.by_address)

@@ -44,6 +44,9 @@ class Sockets(Protocol):
     def try_socket(self, family: int, kind: int) -> socket.socket | None:
         """Return a non-blocking, unbound socket if one is ready."""
 
+    def take_ready(self, family: int, kind: int, at_most: int) -> list[int]:
+        """Return descriptors of such sockets as are ready, perhaps none; the caller closes them."""
+
     async def new_socket(self, family: int, kind: int) -> socket.socket:
         """Return one, waiting if need be. Raises EnvError when the namespace is gone."""
 
@@ -95,6 +98,16 @@ class Resolver:
             return None
         # Otherwise a missing AAAA came too late or not at all the last time, and what is known will do.
         return _addresses(v4, v6)
+
+    def known_for(self, lease: Lease, host: str, now: float) -> float:
+        """Return for how many seconds the same `known` would give for a name; 0 or less for none."""
+        cache = self._caches.get(lease.circuit)
+        if cache is None:
+            return 0.0
+        lives = [cache.good_for(host, A, now)]
+        if lease.source_v6 is not None and cache.get(host, AAAA, now) is not None:
+            lives.append(cache.good_for(host, AAAA, now))
+        return min(lives)
 
     async def addresses(self, lease: Lease, destination: Destination) -> list[str]:
         """Return the addresses to try, in order, at least one. Raises LookupFailed."""

@@ -6,6 +6,9 @@
 
 One task dispatches all sockets (`poller`), one sweeps deadlines once a second, one starts delayed connection
 attempts; further tasks exist only while a request waits for a circuit or a name.
+
+Where the native engine is installed, its crate accepts, and serves what it may by itself (`native`); what is
+here serves the rest, and everything where there is no crate.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from overlay.socks.io.connection import Connection
 from overlay.socks.io.delays import DelayLine
 from overlay.socks.io.faults import report_fault
 from overlay.socks.io.leaks import LeakWatch
+from overlay.socks.io.native import NativeFront, ProxyKind, load_proxy
 from overlay.socks.io.pipe import BUFFER_BYTES
 from overlay.socks.io.poller import LISTEN_EVENTS, Poller
 from overlay.socks.io.resolver import DNS_PORT, Resolver, Sockets
@@ -62,6 +66,7 @@ class ProxyServer:
         dns_port: int,
     ) -> None:
         """Use `serve_proxy`."""
+        self.front: NativeFront | None = None
         self.circuits = circuits
         self.sockets = sockets
         self.limits = limits
@@ -94,7 +99,8 @@ class ProxyServer:
 
     def status(self) -> dict[str, Any]:
         """Return counters for `hopfare status`: numbers only, nothing about who or where."""
-        return {
+        status: dict[str, Any] = {
+            "kind": "python" if self.front is None else "native",
             "connections": len(self._connections),
             "associations": self.associations,
             "accepted": self.accepted,
@@ -105,6 +111,18 @@ class ProxyServer:
             "by_address": self.leaks.by_address,
             "refused": dict(self.refused),
         }
+        if self.front is not None:
+            self.front.add_status(status)
+        return status
+
+    def revoke_grants(self) -> None:
+        """Have the circuits asked for every new connection from now on: they or the rules have changed."""
+        if self.front is not None:
+            self.front.revoke_all()
+
+    def count_held(self, circuit: object) -> int:
+        """Return how many more connections than leases use a circuit."""
+        return 0 if self.front is None else self.front.count_held(circuit)
 
     # For connections.
 
@@ -116,13 +134,26 @@ class ProxyServer:
         """Count an ending; reasons are the program's own words, so their number is bounded."""
         self.refused[reason] += 1
 
+    def add(self, connection: Connection) -> None:
+        """Keep a connection that the native proxy has handed over."""
+        self._connections.add(connection)
+
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
         self._connections.discard(connection)
+        if self.front is not None:
+            self.front.returned()
+            return
         if not self._is_accepting and len(self._connections) <= self.limits.max_connections * 7 // 8:
             self._accept_again()
 
     # Tasks.
+
+    def begin(self, crate: Any, *, by_destination: bool) -> None:
+        """Begin to accept; with a crate, in its thread."""
+        if crate is not None:
+            self.front = NativeFront(self, crate, self._listeners, by_destination=by_destination)
+            self._nursery.start_soon(self.front.run)
 
     async def accept_and_dispatch(self) -> None:
         """Accept and serve until cancelled."""
@@ -157,9 +188,13 @@ class ProxyServer:
         self._is_closed = True
         for connection in list(self._connections):
             connection.abort()
+        if self.front is not None:
+            self.front.close()
         self.poller.close()
 
     def _accept_again(self) -> None:
+        if self.front is not None:
+            return
         if self._is_accepting or self._is_closed or len(self._connections) >= self.limits.max_connections:
             return
         self._is_accepting = True
@@ -202,20 +237,25 @@ async def serve_proxy(
     *,
     limits: ProxyLimits = ProxyLimits(),
     dns_port: int = DNS_PORT,
+    kind: ProxyKind = "auto",
+    by_destination: bool = False,
     task_status: trio.TaskStatus[ProxyServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve SOCKS5 and HTTP CONNECT on these listening sockets until cancelled.
 
     Connections are made with sockets of `sockets` (the namespace), on circuits of `circuits`. On the way
-    out all connections are reset; the listeners stay open and the caller's. `dns_port` is for tests.
-    Raises nothing of its own.
+    out all connections are reset; the listeners stay open and the caller's. `dns_port` is for tests. `kind`
+    chooses as `node.engine` does. `by_destination`: connections to different hosts never share a circuit.
+    Raises NativeProxyError when the native proxy is asked for and cannot be had, or fails.
     """
+    crate = load_proxy(kind)
     async with trio.open_nursery() as nursery:
         server = ProxyServer(listeners, circuits, sockets, limits, nursery, dns_port)
         try:
             nursery.start_soon(server.sweep)
             nursery.start_soon(server.start_delayed)
             nursery.start_soon(server.acknowledge)
+            server.begin(crate, by_destination=by_destination)
             task_status.started(server)
             await server.accept_and_dispatch()
         finally:

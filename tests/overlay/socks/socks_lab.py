@@ -11,10 +11,12 @@ import trio
 
 from overlay.socks.circuits import Destination, Isolation, NoCircuit
 from overlay.socks.io.listeners import open_listeners
+from overlay.socks.io.native import ProxyKind
 from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
 from overlay.socks.socks5 import encode_address
 
 DEFAULT_LIMITS = ProxyLimits()
+DEFAULT_KIND: ProxyKind = "auto"
 CONNECT, UDP_ASSOCIATE, RESOLVE, RESOLVE_PTR = 1, 3, 0xF0, 0xF1
 
 
@@ -95,6 +97,9 @@ class LoopbackSockets:
     def try_socket(self, family: int, kind: int) -> socket.socket | None:
         return None if self.is_empty else self._make(family, kind)
 
+    def take_ready(self, family: int, kind: int, at_most: int) -> list[int]:
+        return [] if self.is_empty else [self._make(family, kind).detach() for _ in range(at_most)]
+
     async def new_socket(self, family: int, kind: int) -> socket.socket:
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
@@ -149,14 +154,22 @@ class Lab:
 
 
 @asynccontextmanager
-async def open_lab(limits: ProxyLimits = DEFAULT_LIMITS, dns_port: int = 53) -> AsyncIterator[Lab]:
+async def open_lab(
+    limits: ProxyLimits = DEFAULT_LIMITS, dns_port: int = 53, kind: ProxyKind | None = None
+) -> AsyncIterator[Lab]:
     circuits, sockets = FakeCircuits(), LoopbackSockets()
     listeners = open_listeners([("127.0.0.1", 0)])
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status: trio.TaskStatus[ProxyServer]) -> None:
             await serve_proxy(
-                listeners, circuits, sockets, limits=limits, dns_port=dns_port, task_status=task_status
+                listeners,
+                circuits,
+                sockets,
+                limits=limits,
+                dns_port=dns_port,
+                kind=kind or DEFAULT_KIND,
+                task_status=task_status,
             )
 
         server = await nursery.start(serve)

@@ -205,6 +205,7 @@ async def test_one_circuit_asks_once_and_tells_no_other() -> None:
             ("missing.example", "AAAA"): 1,
         }
         lab.circuits.circuit = FakeCircuit()
+        lab.server.revoke_grants()
         await lab.connect("v4.example", port)
         assert zone.asked["v4.example", "A"] == 2
 

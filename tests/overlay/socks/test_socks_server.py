@@ -197,7 +197,7 @@ async def test_resets_are_passed_on() -> None:
 async def test_a_dead_circuit_ends_its_connections() -> None:
     async with open_lab() as lab, open_server(echo) as port:
         stream = await lab.connect("127.0.0.1", port)
-        other = await lab.connect("127.0.0.1", port)
+        other = await lab.connect("127.0.0.1", port, user="other")
         lab.circuits.leases[0].die()
         with pytest.raises(trio.BrokenResourceError):
             await receive_all(stream)
