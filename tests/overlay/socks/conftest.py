@@ -13,7 +13,12 @@ import socks_lab
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "open_lab" not in metafunc.module.__dict__ or not inspect.iscoroutinefunction(metafunc.function):
+    has_own = "open_native" in metafunc.module.__dict__
+    if (
+        has_own
+        or "open_lab" not in metafunc.module.__dict__
+        or not inspect.iscoroutinefunction(metafunc.function)
+    ):
         return
     kinds = ["python"]
     # The native proxy's thread does not know a clock that jumps.
