@@ -5,7 +5,7 @@ kind is handed over and served here; when it succeeded, `offer` *grants* its kin
 and, where they isolate, the host) the circuit it was served on, and teaches the name that it asked for.
 Requests of that kind then need no Python. A grant holds one lease for all its connections. It ends when the
 circuits, asked again while it is used (`REFRESH_S`), choose another one, when it was not used for a while
-(`UNUSED_S`), or when its circuit dies. docs/protocol/socks.md, docs/decisions/0017-native-proxy.md.
+(`UNUSED_S`), or when its circuit dies. docs/protocol/socks.md, docs/decisions/0018-native-proxy.md.
 """
 
 from __future__ import annotations
