@@ -107,6 +107,12 @@ def choose_reads(
     return places + longest_ago(idle)[:IDLE_READS]
 
 
+def split_evenly(wei: int, parts: int) -> list[int]:
+    """Return `wei` in `parts` shares; the first ones have what is left over."""
+    share, rest = divmod(wei, parts)
+    return [share + (place < rest) for place in range(parts)]
+
+
 def decide(
     purses: list[Claimable], gas_price_wei: int, is_dear: bool, chain_time_s: float, limits: RedeemLimits
 ) -> list[Batch]:

@@ -54,7 +54,7 @@ class Line:
     notes=(
         ("Earned", "What the tickets of that day are worth; it is yours once it is claimed."),
         ("Claimed", "What claims on the chain brought in; `hopfare wallet cash-out` sends it on."),
-        ("Neighbour", "The account that pays; this node's own account in rows about claims."),
+        ("Neighbour", "The account that pays."),
         ("Days", "Of UTC."),
     ),
 )
@@ -69,6 +69,8 @@ def earnings(
     common: Common, as_json: bool, as_csv: bool, days: int, since: datetime | None, by: str, plot: bool
 ) -> None:
     """Show what this node earned: by day or by neighbour, what is not claimed yet, and gas spent."""
+    if as_json and as_csv:
+        raise click.UsageError("Choose --json or --csv: one or the other.")
     config = common.load()
     today = int(time.time() // _DAY_S)
     first = today - days + 1 if since is None else int(since.replace(tzinfo=UTC).timestamp() // _DAY_S)
@@ -126,10 +128,11 @@ def describe_earnings(answer: dict[str, Any], by: str, first: int, today: int, *
     shown = table(lines, total, coin)
     if plot and any(line.earned_wei for line in lines):
         shown = [*plot_bars([(line.name, line.earned_wei) for line in lines], coin), "", *shown]
+    owing = sum(1 for row in answer["purses"] if row["unclaimed_wei"])
     shown += [
         "",
-        f"not claimed yet  {money(answer['unclaimed_wei'], coin)}, in {len(answer['purses'])} purses "
-        "(`hopfare redeem` claims it now)",
+        f"not claimed yet  {money(answer['unclaimed_wei'], coin)}"
+        + (f", in {count_purses(owing)} (`hopfare redeem` claims it now)" if owing else ""),
     ]
     return shown
 
@@ -186,7 +189,7 @@ def redeem(common: Common, as_json: bool, dry_run: bool) -> None:
     waiting = [row for row in answer["purses"] if row["unclaimed_wei"]]
     if answer["claims"]:
         click.echo(
-            f"Claimed {money(answer['claimed_wei'], coin)} from {answer['claims']} purses (gas: "
+            f"Claimed {money(answer['claimed_wei'], coin)} from {count_purses(answer['claims'])} (gas: "
             f"{money(answer['gas_wei'], coin)}); `hopfare wallet cash-out` sends it on."
         )
     elif not waiting:
@@ -197,6 +200,11 @@ def redeem(common: Common, as_json: bool, dry_run: bool) -> None:
         click.echo(f"  {row['payer']}  {money(row['unclaimed_wei'], coin)} not claimed")
     if len(waiting) > MAX_LINES:
         click.echo(f"  and {len(waiting) - MAX_LINES} that owe less (--json lists them)")
+
+
+def count_purses(count: int) -> str:
+    """Return "1 purse" or "2 purses"."""
+    return f"{count} purse" if count == 1 else f"{count} purses"
 
 
 def _date(day: int) -> str:

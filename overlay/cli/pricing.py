@@ -115,6 +115,8 @@ def _tell_node(config: Config, wanted: int) -> str:
     except NotRunningError:
         return "It holds from the next start."
     except LocalControlError as error:
+        if "a client has no" in str(error):
+            return "A client runs with it, which is paid by nobody; a relay or an exit would ask it."
         return f"It holds from the next start ({error})."
     return "The running relay asks it for new circuits from now on."
 

@@ -262,6 +262,9 @@ def amount_wei(value: object) -> int:
     return int(wei)
 
 
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
 def price_wei_per_packet(value: object) -> int:
     """A price per gigabyte in the chain's coin, or per packet in wei; returned in whole wei per packet,
     rounded up.
@@ -271,7 +274,7 @@ def price_wei_per_packet(value: object) -> int:
         return 0
     match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
+        if _NUMBER.fullmatch(str(value).strip()):
             hint += f' (do you mean "{value} per GB"?)'
         raise ValueError(hint)
     try:

@@ -21,7 +21,15 @@ from payments.io.chain.client import Chain
 from payments.io.chain.sender import Sender
 from payments.io.ledger import DayEarnings, Ledger, PurseKeyed
 from payments.keys import checksum_address
-from payments.redeemer import MAX_READS, Batch, Claimable, RedeemLimits, choose_reads, decide
+from payments.redeemer import (
+    MAX_READS,
+    Batch,
+    Claimable,
+    RedeemLimits,
+    choose_reads,
+    decide,
+    split_evenly,
+)
 
 _AVERAGE_NOTE = "gas average"
 _DAY_S = 86400
@@ -71,6 +79,8 @@ class Redeemer:
         self._watched = watched
         self._rounds = 0
         self._read_at: dict[bytes, int] = {}
+        self._claimed: dict[bytes, int] = {}
+        """What was claimed from each purse, by payer, when this round began."""
         self._average: GasAverage | None = None
         self._lock = trio.Lock()
 
@@ -126,6 +136,7 @@ class Redeemer:
         chosen = choose_reads(stored, gas_price_wei, self._watched(), self._read_at, most)
         self._rounds += 1
         known = {claim.payer for claim, _ in stored}
+        self._claimed = {claim.payer: claimed_wei for claim, claimed_wei in stored}
         self._read_at = {payer: at for payer, at in self._read_at.items() if payer in known}
         pairs = [(stored[place][0].payer, self._payee) for place in chosen]
         # Confirmed money counts for what a batch is worth; claims made by anyone count at once.
@@ -140,6 +151,7 @@ class Redeemer:
             if purse.claimed_wei != known_claimed:
                 keyed = PurseKeyed(self._chain.domain, claim.payer, self._payee)
                 changed.append((keyed, purse.claimed_wei))
+                self._claimed[claim.payer] = purse.claimed_wei
             found.append(Claimable(claim, purse.deposited_wei, purse.claimed_wei, purse.unlock_at_s))
         if changed:
             await trio.to_thread.run_sync(self._ledger.note_claimed, changed)
@@ -178,8 +190,14 @@ class Redeemer:
             for pair, purse in zip(pairs, purses, strict=True)
         ]
         await trio.to_thread.run_sync(self._ledger.note_claimed, claimed)
-        day = DayEarnings(int(self._clock() // _DAY_S), self._payee, 0, 0, 0, gained, receipt.fee_wei)
-        await trio.to_thread.run_sync(self._ledger.add_earnings, day)
+        day = int(self._clock() // _DAY_S)
+        gas_wei = split_evenly(receipt.fee_wei, len(batch.claims))
+        rows = [
+            DayEarnings(day, keyed.payer, 0, 0, 0, max(0, wei - self._claimed.get(keyed.payer, 0)), gas)
+            for (keyed, wei), gas in zip(claimed, gas_wei, strict=True)
+        ]
+        self._claimed |= {keyed.payer: wei for keyed, wei in claimed}
+        await trio.to_thread.run_sync(self._ledger.store_many, (), rows)
         log.info("claim_confirmed", purses=len(batch.claims), claimed_wei=gained, gas_wei=receipt.fee_wei)
         return RoundResult(
             done.purses,

@@ -54,6 +54,9 @@ def test_prices_that_cannot_be(run, home, monkeypatch):
     assert "there is no configuration file" in run("pricing", "set", "1 per GB", status=1)
     run("init")
     assert 'do you mean "0.05 per GB"?' in run("pricing", "set", "0.05", status=2)
+    said = run("pricing", "set", "0.3 per TB", status=2)
+    assert "must be a price such as" in said
+    assert "do you mean" not in said
     assert "must be at most" in run("pricing", "set", "10 per packet", status=2)
     monkeypatch.setenv("HOPFARE_RELAY__PRICE", "9 wei per packet")
     assert "which wins: remove HOPFARE_RELAY__PRICE" in run("pricing", "set", "1 per GB", status=2)

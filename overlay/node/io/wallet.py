@@ -165,6 +165,13 @@ class Wallet(WalletView):
 
     async def unlock(self, payee: bytes) -> dict[str, Any]:
         """Start the notice after which the rest of a purse can be withdrawn."""
+        before = await self._chain.purse(self._address, payee)
+        if before.unlock_at_s:
+            left_s = before.unlock_at_s - (await self._chain.block()).time_s
+            raise ConfigError(
+                f"the purse towards {checksum_address(payee)} is being unlocked already: it can be withdrawn "
+                + (f"in {_span(left_s)}" if left_s > 0 else "now")
+            )
         await self._do("unlock(address)", _hex(payee), kind="unlock", explain={"nothing to unlock": payee})
         purse = await self._chain.purse(self._address, payee)
         return {"payee": checksum_address(payee), "unlock_at_s": purse.unlock_at_s}
@@ -174,6 +181,8 @@ class Wallet(WalletView):
         purse = await self._chain.purse(self._address, payee)
         now_s = (await self._chain.block()).time_s
         shown = checksum_address(payee)
+        if purse.deposited_wei <= purse.claimed_wei and not purse.unlock_at_s:
+            raise ConfigError(f"there is no money in the purse towards {shown}")
         if not purse.unlock_at_s:
             raise ConfigError(
                 f"the purse towards {shown} is locked: start its notice, `hopfare wallet unlock`"
@@ -293,7 +302,7 @@ class Wallet(WalletView):
         keyed = PurseKeyed(self._chain.domain, payer, self._payee)
         await _in_thread(self._ledger.note_claimed, [(keyed, purse.claimed_wei)])
         day = int(self._clock() // _DAY_S)
-        noted = DayEarnings(day, self._payee, 0, 0, 0, due_wei, receipt.fee_wei)
+        noted = DayEarnings(day, payer, 0, 0, 0, due_wei, receipt.fee_wei)
         await _in_thread(self._ledger.add_earnings, noted)
 
 
