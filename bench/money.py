@@ -6,6 +6,7 @@ A relay's desk between a neighbour that pays and one that is paid, all three rea
 reports), with a real ledger on disk; packets are only counted, `--rate` a second for `--seconds` of simulated
 time, read as often as a node reads them. Only what the relay does is measured. `ticket_per_packet` gives one
 hash a packet; `as_nodes_do` is the default, where a ticket pays for more packets the faster the link.
+A last row issues and accepts 20,000 tickets by themselves, with a signed book for each 1,024.
 `accept` is checking what came; `all` is that, paying onward, counting, and writing the ledger. Per cent are
 of what a Python relay spends on a packet (`--relay-us`); `onion` is its cipher alone, in trains of 48 units.
 """
@@ -26,11 +27,14 @@ from overlay.tabs.desk import Act, Desk
 from overlay.tabs.earning import EarningTerms
 from overlay.tabs.paying import PayingTerms
 from overlay.tabs.types import Fund, LoadOwn, Reading, Side
-from payments.books import Domain
-from payments.formats import KIND_BOOK, KIND_TICKET
+from payments.books import Domain, SignedBook
+from payments.formats import KIND_BOOK, KIND_TICKET, decode_message, decode_ticket
 from payments.hashing import BACKEND
 from payments.io.ledger import Ledger, PurseKeyed
 from payments.keys import PurseKey
+from payments.payee import Payee
+from payments.payer import Payer
+from payments.state import EMPTY
 from payments.tab import CloseCircuits, Credit, CutOff, Dispute, Load, Send, Store
 from payments.validator import PurseView
 
@@ -165,6 +169,28 @@ def measure(rate: int, seconds: float) -> dict[str, float]:
         }
 
 
+def issue_and_accept(tickets: int, per_message: int) -> tuple[float, float]:
+    """Return the processor seconds that a payer and a payee spend on so many tickets, books included."""
+    payer_key, payee = PurseKey(b"\x11" * 32), b"\x02" * 20
+    payer = Payer(payer_key, DOMAIN, payee, EMPTY, FULL, tickets_per_message=per_message)
+    begun = time.process_time()
+    messages = payer.issue(tickets, 1)
+    issued_s = time.process_time() - begun
+    receiver = Payee(DOMAIN, payee, payer_key.address, EMPTY, FULL)
+    begun = time.process_time()
+    for message in messages:
+        if message[0] == KIND_TICKET:
+            receiver.accept_ticket(*decode_ticket(message))
+        else:
+            book = decode_message(message, payee)
+            assert isinstance(book, SignedBook)
+            receiver.accept_book(book)
+    accepted_s = time.process_time() - begun
+    if receiver.worth_wei != tickets:
+        raise AssertionError("the payee did not accept what was issued")
+    return issued_s, accepted_s
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser()
@@ -193,6 +219,17 @@ def main() -> None:
             "accept_per_cent": round(100 * found["accept_us"] / options.relay_us, 2),
             "all_per_cent": round(100 * found["us"] / options.relay_us, 2),
             "held_share": round(found["held_share"], 4),
+        }
+        print(json.dumps(row))
+    for per_message in (1, 1024):
+        rounds = [issue_and_accept(20_000, per_message) for _ in range(5)]
+        best = [min(seconds) for seconds in zip(*rounds, strict=True)]
+        row = {
+            "bench": "tickets",
+            "tickets": 20_000,
+            "per_message": per_message,
+            "issue_s": round(best[0], 4),
+            "accept_s": round(best[1], 4),
         }
         print(json.dumps(row))
 
