@@ -183,6 +183,7 @@ def test_without_a_node_there_is_nothing_to_back_up(place, run):
 
 
 def test_where_nobody_can_be_asked_it_says_what_to_give(run, monkeypatch):
+    run("init")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     status, _, error = run("backup", "node.backup")
     assert status == 2
