@@ -11,6 +11,7 @@ Sources: Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -126,6 +127,16 @@ class Tun:
     def fileno(self) -> int:
         """Return the descriptor, for waiting on; -1 after `close()`."""
         return self._fd
+
+    def enable_uso(self) -> bool:
+        """Have the device hand out and take UDP super-packets from now on; False where it cannot (no offloads,
+        Linux before 6.2). For a reader that cuts them.
+        """
+        if self.has_offload and not self.has_uso:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _OFFLOAD_TCP | _OFFLOAD_USO)
+                self.has_uso = True
+        return self.has_uso
 
     def read_batch(self, max_packets: int = BATCH_PACKETS, max_bytes: int = BATCH_BYTES) -> list[bytes]:
         """Return what is waiting: up to `max_packets` packets, stopping once `max_bytes` are reached; maybe

@@ -63,6 +63,9 @@ class TunFile(Protocol):
     def fileno(self) -> int:
         """The descriptor."""
 
+    def enable_uso(self) -> bool:
+        """Ask for UDP super-packets; whether there are any."""
+
 
 class NamedLink(Protocol):
     """A link of the native engine."""
@@ -224,7 +227,7 @@ class NativeEngine:
 
     def attach_tun(self, tun: TunFile, *, by_source: bool) -> None:
         """Give the engine its TUN, which it reads and writes from now on. ``by_source``: a client's."""
-        self.crate.attach_tun(tun.fileno(), tun.has_offload, by_source, by_source)
+        self.crate.attach_tun(tun.fileno(), tun.has_offload, tun.enable_uso(), by_source, by_source)
 
     def relay(
         self,

@@ -115,3 +115,29 @@ except OSError:
     print("closed")
 """)
     assert out.splitlines() == ["True 1400 False []", "closed"]
+
+
+def test_uso_can_be_asked_for_later() -> None:
+    out = in_namespace("""
+import select, socket
+tun = Tun.open("t%d", True, mtu=1400)
+plain = Tun.open("t%d", False, mtu=1400)
+assert not tun.has_uso and not plain.enable_uso() and not plain.has_uso
+if not tun.enable_uso():
+    print("no USO")
+    raise SystemExit
+assert tun.has_uso and tun.enable_uso()
+ip("addr", "add", "10.9.0.1/24", "dev", tun.name)
+ip("link", "set", tun.name, "up")
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.setsockopt(17, 103, 1200)  # UDP_SEGMENT
+udp.sendto(bytes(6000), ("10.9.0.2", 6000))
+got = []
+while not got:
+    select.select([tun], [], [], 5)
+    got = [raw for raw in tun.read_batch() if raw[10] >> 4 == 4]
+print(len(got), got[0][1], len(got[0]))
+""")
+    if out == "no USO":
+        pytest.skip("this kernel's TUN has no USO")
+    assert out == "1 5 6038"

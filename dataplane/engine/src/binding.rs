@@ -376,9 +376,16 @@ impl Engine {
         self.send(Command::SetLow { meter, wei });
     }
 
-    fn attach_tun(&self, fd: RawFd, has_offload: bool, by_source: bool, may_rest: bool) -> PyResult<()> {
+    fn attach_tun(
+        &self,
+        fd: RawFd,
+        has_offload: bool,
+        has_uso: bool,
+        by_source: bool,
+        may_rest: bool,
+    ) -> PyResult<()> {
         let file = duplicate(fd)?;
-        self.send(Command::AttachTun(TunFile { file, has_offload, by_source, may_rest }));
+        self.send(Command::AttachTun(TunFile { file, has_offload, has_uso, by_source, may_rest }));
         Ok(())
     }
 

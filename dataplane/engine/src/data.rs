@@ -349,6 +349,7 @@ impl DataThread {
             Command::SetPolicy(policy) => self.core.set_policy(*policy),
             Command::AttachTun(tun) => {
                 self.core.attach_tun(tun.has_offload, tun.by_source);
+                self.core.join_packets(tun.has_offload, tun.has_uso);
                 self.net.tun = Some(tun);
             }
             Command::Expire => {

@@ -30,6 +30,8 @@ pub struct NamedPrice {
 pub struct TunFile {
     pub file: OwnedFd,
     pub has_offload: bool,
+    /// It takes and gives UDP super-packets too.
+    pub has_uso: bool,
     pub by_source: bool,
     /// A customer's TUN rests while its circuits are full, so that the kernel holds TCP back.
     pub may_rest: bool,
