@@ -129,8 +129,8 @@ class Tun:
         return self._fd
 
     def enable_uso(self) -> bool:
-        """Have the device hand out and take UDP super-packets from now on; False where it cannot (no offloads,
-        Linux before 6.2). For a reader that cuts them.
+        """Have the device hand out and take UDP super-packets from now on, for a reader that cuts them; False
+        where it cannot (no offloads, Linux before 6.2).
         """
         if self.has_offload and not self.has_uso:
             with contextlib.suppress(OSError):
