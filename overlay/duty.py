@@ -27,6 +27,8 @@ WIRE_BYTES_PER_PACKET = 1480
 DRAIN_SHARE_PERCENT = 95
 """Of the cap: from there no new circuits are taken, so that those there are can end by themselves."""
 MAX_USAGE_BYTES = 256
+NOTICE_S = 3.0
+"""A relay that leaves says so in its descriptor first, and gossip takes a second."""
 
 
 class Duty(Enum):
@@ -74,6 +76,7 @@ class DutyRoster:
         self.usage = usage
         self.cap_bytes = cap_bytes
         self.drain_until_s: float | None = None
+        self._drain_since_s = 0.0
         self._seen_packets = 0
 
     def note_carried(self, total_packets: int, unix_s: float) -> None:
@@ -87,11 +90,9 @@ class DutyRoster:
         self.usage.carried_bytes += max(0, total_packets - self._seen_packets) * WIRE_BYTES_PER_PACKET
         self._seen_packets = max(self._seen_packets, total_packets)
 
-    def drain(self, until_s: float) -> None:
-        """The operator wants to stop: no new circuits, and an end at `until_s` (the node's clock) at the
-        latest.
-        """
-        self.drain_until_s = until_s
+    def drain(self, now: float, limit_s: float) -> None:
+        """The operator wants to stop: no new circuits, and an end `limit_s` from now at the latest."""
+        self._drain_since_s, self.drain_until_s = now, now + limit_s
 
     @property
     def duty(self) -> Duty:
@@ -104,8 +105,10 @@ class DutyRoster:
         return Duty.OPEN
 
     def may_stop(self, circuits: int, now: float) -> bool:
-        """Whether a drained relay can end: its last circuit is gone, or its time is over."""
-        return self.drain_until_s is not None and (circuits == 0 or now >= self.drain_until_s)
+        """Whether a drained relay can end: its last circuit is gone and others know, or its time is over."""
+        if self.drain_until_s is None:
+            return False
+        return now >= self.drain_until_s or (circuits == 0 and now >= self._drain_since_s + NOTICE_S)
 
     def explain(self) -> str:
         """A sentence for the operator, empty while the relay is open."""

@@ -159,7 +159,7 @@ class RelayConfig:
     port_mapping: bool = _setting(
         "false",
         values.boolean,
-        "Ask the router (UPnP) to forward the port of listen to this machine.",
+        "Ask the router (NAT-PMP, UPnP) to forward the port of listen to this machine.",
     )
     max_links: int = _setting("4096", values.integer(1, 1_000_000), "Most QUIC connections at a time.")
     max_links_per_address: int = _setting(

@@ -2,8 +2,9 @@
 
 Theory. Every node is to end with the same set, whatever order things arrive in. So each rule about what stays
 depends on the descriptors and the root list alone: of one identity the higher sequence stays, of two with one
-sequence the one with the lower hash; of too many from one network or operator those with more stake, then
-those whose identity has the lower hash. Only what belongs to a member of the root list is held at all.
+sequence the one with the lower hash; of too many from one network or operator those with more stake for each
+network they name, then those whose identity has the lower hash. Only what belongs to a member of the root
+list is held at all.
 
 The set is split into 256 parts by the first byte of the identity. A part's digest is a hash over the sorted
 hashes of its descriptors' bytes, so it covers content: two descriptors with one sequence number differ.
@@ -202,7 +203,7 @@ class Store:
             level = self._limits.change_burst
         if held is not None and descriptor.sequence == held.entry.descriptor.sequence:
             self.conflicts += 1
-        rank = _rank(identity, member)
+        rank = _rank(entry, member)
         groups = () if is_own else _groups_of(entry, member)
         if not self._make_room(identity, rank, groups):
             return Verdict.TOO_MANY
@@ -275,7 +276,7 @@ class Store:
             if member is None or not _names_payee(held.entry, member):
                 gone.append(identity)
             else:
-                held.rank = _rank(NodeId(identity), member)
+                held.rank = _rank(held.entry, member)
         for identity in gone:
             self._remove(identity)
         return bool(gone)
@@ -368,8 +369,16 @@ def _names_payee(entry: SignedDescriptor, member: Member) -> bool:
     return not descriptor.payee or bool(descriptor.payee_proof)
 
 
-def _rank(identity: NodeId, member: Member | None) -> tuple[int, bytes]:
-    return (0 if member is None else member.stake_wei), hashlib.blake2b(identity, digest_size=16).digest()
+def _rank(entry: SignedDescriptor, member: Member | None) -> tuple[int, bytes]:
+    """Return how long a descriptor stays where there are too many: by its stake, divided among the networks
+    it names. Nobody has proven its addresses, and one stake must not push others out of several networks.
+    """
+    identity = hashlib.blake2b(entry.descriptor.identity, digest_size=16).digest()
+    if member is None:
+        return 0, identity
+    networks = {network_of(address.ip) for address in entry.descriptor.addresses}
+    of_ipv4 = sum(len(network) == 2 for network in networks)
+    return member.stake_wei // max(of_ipv4, len(networks) - of_ipv4), identity
 
 
 def _groups_of(entry: SignedDescriptor, member: Member | None) -> tuple[bytes, ...]:

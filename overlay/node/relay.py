@@ -497,7 +497,7 @@ class _Local:
             limit_s = params.get("limit_s")
             if not isinstance(limit_s, int | float) or not 0 <= limit_s <= MAX_DRAIN_S:
                 raise LocalControlError(f"limit_s must be from 0 to {MAX_DRAIN_S:g} seconds")
-            self._node.duty.roster.drain(trio.current_time() + limit_s)
+            self._node.duty.roster.drain(trio.current_time(), limit_s)
             return {"circuits": self._node.switch.circuit_count}
         if method == "reprice":
             price = params.get("wei_per_packet")

@@ -48,8 +48,9 @@ def test_without_a_cap_nothing_ends():
 def test_a_drained_relay_stops_when_it_is_empty_or_its_time_is_over():
     roster = DutyRoster(Usage(), 0)
     assert not roster.may_stop(0, 1e9)
-    roster.drain(100.0)
+    roster.drain(90.0, 10.0)
     assert roster.duty is Duty.DRAINING
+    assert not roster.may_stop(0, 90.5), "others are to know first that it leaves"
     assert not roster.may_stop(1, 99.9)
     assert roster.may_stop(0, 99.9)
     assert roster.may_stop(1, 100.0)

@@ -218,6 +218,23 @@ def test_which_of_a_network_stay_does_not_depend_on_the_order():
     assert len(kept) == 1
 
 
+def test_who_names_many_networks_pushes_nobody_out_of_them():
+    """Addresses are named, not proven: one stake must not count in full in each of eight networks."""
+    honest = [member(number, stake_wei=10) for number in range(16)]
+    squatters = [member(number, stake_wei=40) for number in range(1000, 1016)]
+    store = store_of(RootList([*honest, *squatters]), max_per_prefix=16)
+    for number in range(16):
+        offer(store, describe(number, addresses=(Address(f"66.66.{number}.1", 1),)))
+    named = [Address(f"66.{66 + network}.9.9", 1) for network in range(8)]
+    for number in range(1000, 1016):
+        assert offer(store, describe(number, addresses=tuple(named))) is Verdict.TOO_MANY
+    assert offer(store, describe(1000, addresses=tuple(named[:2]))) is Verdict.NEW, "20 for each network"
+    assert len(store) == 16
+    # Both IP versions are one relay's rule, not its exception.
+    both = (named[0], Address("2001:db9::1", 1))
+    assert offer(store, describe(1001, addresses=both)) is Verdict.NEW
+
+
 def test_a_flood_from_many_networks_without_stake_does_not_push_stakes_out():
     honest = [member(number, stake_wei=10**18) for number in range(80)]
     members, entries = flood(400, where=address_of)

@@ -8,6 +8,7 @@ import trio
 from overlay.config.model import Config, RelayConfig
 from overlay.descriptor import Address
 from overlay.node.io import port_mapping
+from overlay.node.io.natpmp import NatPmpError
 from overlay.node.io.port_mapping import PortMapper
 
 CONFIG = replace(Config(), relay=RelayConfig(listen=(Address("0.0.0.0", 4433),)))
@@ -47,16 +48,47 @@ class Router:
         return True
 
 
+class NatPmp:
+    """Speaks as `NatPmpRouter` does."""
+
+    def __init__(self, *, ip="8.8.4.4", outer=0, refuses=""):
+        self.ip, self.outer, self.refuses = ip, outer, refuses
+        self.mapped = {}
+        self.added = 0
+
+    def external_address(self):
+        return self.ip
+
+    def map_udp(self, internal, external, lifetime):
+        if self.refuses:
+            raise NatPmpError(self.refuses)
+        if not lifetime:
+            del self.mapped[internal]
+            return 0, 0
+        self.added += 1
+        self.mapped[internal] = self.outer or external
+        return self.mapped[internal], lifetime
+
+
+def no_natpmp():
+    raise NatPmpError("the router 192.168.1.1 does not answer")
+
+
+def upnp_mapper(config, make_router):
+    return PortMapper(config, make_router, no_natpmp)
+
+
 async def run_for(mapper, seconds, monkeypatch):
     monkeypatch.setattr(port_mapping, "RETRY_S", 0.05)
     monkeypatch.setattr(port_mapping, "LIFETIME_S", 0.2)
+    monkeypatch.setattr(port_mapping, "LEAST_RENEW_S", 0.0)
     with trio.move_on_after(seconds):
         await mapper.run()
 
 
 async def test_a_port_is_mapped_renewed_and_given_back(monkeypatch):
     router = Router(ip="8.8.4.4")
-    mapper = PortMapper(CONFIG, lambda: router)
+    mapper = upnp_mapper(CONFIG, lambda: router)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_for, mapper, 60.0, monkeypatch)
         with trio.fail_after(30):
@@ -80,7 +112,7 @@ async def test_a_port_is_mapped_renewed_and_given_back(monkeypatch):
     ],
 )
 async def test_the_operator_is_told_why_there_is_none(monkeypatch, router, words):
-    mapper = PortMapper(CONFIG, lambda: router)
+    mapper = upnp_mapper(CONFIG, lambda: router)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_for, mapper, 60.0, monkeypatch)
@@ -93,7 +125,7 @@ async def test_the_operator_is_told_why_there_is_none(monkeypatch, router, words
 
 async def test_a_router_that_knows_only_permanent_mappings_gets_one(monkeypatch):
     router = Router(ip="8.8.4.4", only_permanent=True)
-    mapper = PortMapper(CONFIG, lambda: router)
+    mapper = upnp_mapper(CONFIG, lambda: router)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_for, mapper, 60.0, monkeypatch)
@@ -103,9 +135,43 @@ async def test_a_router_that_knows_only_permanent_mappings_gets_one(monkeypatch)
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("outer", [0, 50_000])
+async def test_natpmp_is_asked_first(monkeypatch, outer):
+    natpmp = NatPmp(outer=outer)
+    mapper = PortMapper(CONFIG, lambda: pytest.fail("UPnP was asked"), lambda: natpmp)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_for, mapper, 60.0, monkeypatch)
+        with trio.fail_after(30):
+            while natpmp.added < 3:
+                await trio.sleep(0.01)
+        assert mapper.external == Address("8.8.4.4", outer or 4433)
+        assert natpmp.mapped == {4433: outer or 4433}
+        nursery.cancel_scope.cancel()
+    assert natpmp.mapped == {}
+
+
+@pytest.mark.parametrize(
+    ("natpmp", "words"),
+    [
+        (NatPmp(refuses="it has no ports left"), "it has no ports left (NAT-PMP)"),
+        (NatPmp(ip="100.64.3.4"), "another router is in front of it (NAT-PMP)"),
+    ],
+)
+async def test_where_both_refuse_both_are_told(monkeypatch, natpmp, words):
+    mapper = PortMapper(CONFIG, lambda: Router(devices=0), lambda: natpmp)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_for, mapper, 60.0, monkeypatch)
+            while not mapper.problem:
+                await trio.sleep(0.01)
+            assert words in mapper.problem
+            assert "no router that speaks UPnP answers" in mapper.problem
+            nursery.cancel_scope.cancel()
+
+
 async def test_without_ipv4_there_is_nothing_to_map():
     config = replace(Config(), relay=RelayConfig(listen=(Address("::", 4433),)))
-    mapper = PortMapper(config, Router)
+    mapper = upnp_mapper(config, Router)
     await mapper.run()
     assert "no IPv4 address" in mapper.problem
 
