@@ -172,6 +172,7 @@ class Redeemer:
         return before if known else self._average
 
     async def _claim(self, batch: Batch, fees: Fees, done: RoundResult) -> RoundResult:
+        await self._sender.prepare()
         before = await self._chain.earned(self._payee)
         sent = await self._sender.send(
             self._chain.domain.contract,

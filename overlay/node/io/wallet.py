@@ -148,6 +148,9 @@ class Wallet(WalletView):
         """Return the deposits that were sent, by this process or an earlier one, and not seen to end."""
         chain_id = self._chain.domain.chain_id
         sent = await _in_thread(self._ledger.transactions, chain_id, self._address, "sent")
+        if not sent:
+            return []
+        await self._sender.prepare()
         return find_deposits(sent, self._chain.domain.contract, self._address)
 
     async def finish_deposits(self, payee: bytes) -> int:
@@ -272,6 +275,7 @@ class Wallet(WalletView):
         value_wei: int = 0,
         explain: dict[str, bytes] | None = None,
     ) -> Receipt:
+        await self._sender.prepare()
         data = abi.encode_call(signature, *arguments)
         try:
             sent = await self._sender.send(self._chain.domain.contract, data, kind=kind, value_wei=value_wei)

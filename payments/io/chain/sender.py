@@ -71,6 +71,12 @@ class Sender:
         """The account (20 bytes)."""
         return self._key.address
 
+    async def prepare(self) -> None:
+        """Load what transactions are made with, beside everything else: the first time takes most of a
+        second of processor.
+        """
+        await self._in_thread(eth_account)
+
     async def resume(self) -> list[StoredTransaction]:
         """Send again what the ledger holds as sent, and return it; for `wait`."""
         stored = await self._in_thread(self._ledger.transactions, self._rpc.chain_id, self.address, "sent")
@@ -95,6 +101,7 @@ class Sender:
         account cannot pay, ChainError if no endpoint takes it. A cancelled call may have sent it: it is
         then in the ledger.
         """
+        await self.prepare()
         async with self._lock:
             if gas_limit is None:
                 gas_limit = await self._estimate(to, data, value_wei)
