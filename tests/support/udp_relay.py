@@ -18,6 +18,8 @@ class UdpRelay:
         self.passes: Callable[[bytes], bool] = lambda _: True
         self.on_answer: Callable[[bytes], object] = lambda _: None
         """Told of each datagram of the server's."""
+        self.is_mute = False
+        """Answers of the server go nowhere."""
         self.forwarded = 0
         self.dropped = 0
         self._front = _socket()
@@ -59,7 +61,7 @@ class UdpRelay:
         while True:
             data, _ = await back.recvfrom(65535)
             self.on_answer(data)
-            if self._client is not None and self._check(data):
+            if self._client is not None and not self.is_mute and self._check(data):
                 await self._front.sendto(data, self._client)
 
     async def inject(self, data: bytes) -> None:

@@ -794,9 +794,8 @@ impl DataThread {
         let is_link_full = conn.cell.waiting_control.load(Ordering::Relaxed) > MAX_WAITING_CONTROL_OF_LINK;
         if is_full || is_link_full {
             self.stall_control(id);
-            if is_full && is_link_full {
-                // What QUIC now keeps of such links must have an end, too.
-                self.net.fault(id, CODE_FLOOD, "control messages come faster than they can be read");
+            if is_full {
+                self.end_floods();
             }
             return;
         }
@@ -816,6 +815,16 @@ impl DataThread {
             Taken::Some => self.stall_control(id),
             Taken::Finished | Taken::Reset => {
                 self.net.fault(id, CODE_PROTOCOL, "the control stream was ended");
+            }
+        }
+    }
+
+    /// Those who hold all they may of what is all held: what QUIC keeps of them must have an end, too.
+    fn end_floods(&mut self) {
+        for &id in &self.stalled {
+            let Some(conn) = self.net.conn(id) else { continue };
+            if conn.cell.waiting_control.load(Ordering::Relaxed) > MAX_WAITING_CONTROL_OF_LINK {
+                self.net.fault(id, CODE_FLOOD, "control messages come faster than they can be read");
             }
         }
     }

@@ -17,6 +17,7 @@ from overlay.links.constants import CloseCode
 from overlay.links.framing import encode_control_frame
 from overlay.links.io.endpoint import DialError
 from overlay.links.limits import LinkLimits
+from overlay.links.machine import LinkMachine
 from overlay.messages import Goodbye, encode_control
 
 native = pytest.mark.skipif(not HAS_NATIVE, reason="the native engine is not installed")
@@ -166,3 +167,100 @@ async def test_links_that_flood_together_are_closed():
         again.send_control(LAST)
         dialler.flush()
         await watch.until(lambda: LAST in watch.controls)
+
+
+@native
+async def test_a_peer_that_ignores_flow_control_loses_the_link_and_no_other():
+    """It sends beyond QUIC's windows: of a stream that is not read, and of a link that is not up."""
+    async with open_blind() as (address, _, crate, watch):
+        honest, liar = Watch(), Watch()
+        async with (
+            open_one("qh3", HOST, None, honest, role="customer") as bystander,
+            open_one("aioquic", HOST, None, liar, role="customer") as dialler,
+        ):
+            other = await bystander.dial(address, ACCEPTOR.node_id)
+            link = await dialler.dial(address, ACCEPTOR.node_id)
+            await watch.until(lambda: len(watch.ups) == 2)
+            connection = link._connection
+            quic = connection._conn
+            quic._remote_max_data = 1 << 40
+            quic._streams[0].max_stream_data_remote = 1 << 40
+            crate.is_blind = True
+            connection.send_stream(0, FRAME * (7 * MIB // len(FRAME)), False)
+            dialler.mark_dirty(link)
+            dialler.flush()
+            await liar.until(lambda: liar.closes)
+            crate.is_blind = False
+            assert liar.closes[0][0] == CloseCode.TRANSPORT
+            await watch.until(lambda: watch.closes)
+            assert len(watch.closes) == 1
+            watch.controls.clear()
+            other.send_control(LAST)
+            bystander.flush()
+            await watch.until(lambda: LAST in watch.controls)
+
+
+@native
+async def test_a_peer_that_sends_much_before_its_greeting_is_held_to_the_small_window(monkeypatch):
+    async with two(("aioquic", "native"), role="customer") as (dialler, acceptor, _, theirs):
+        mute = LinkMachine.handle_connected
+
+        def greet_by_nothing(machine, key, now):
+            return [] if machine._is_dialler else mute(machine, key, now)
+
+        monkeypatch.setattr(LinkMachine, "handle_connected", greet_by_nothing)
+        async with trio.open_nursery() as nursery:
+
+            async def dial():
+                with contextlib.suppress(DialError):
+                    await dialler.dial(acceptor.addresses[0], ACCEPTOR.node_id)
+
+            nursery.start_soon(dial)
+            await theirs.until(lambda: dialler.links and dialler.links[0]._connection._conn._remote_max_data)
+            link = dialler.links[0]
+            quic = link._connection._conn
+            assert quic._remote_max_data == 256 * 1024
+            quic._remote_max_data = 1 << 40
+            stream = quic.get_next_available_stream_id(is_unidirectional=True)
+            quic.send_stream_data(stream, bytes(300 * 1024))
+            dialler.mark_dirty(link)
+            dialler.flush()
+            await theirs.until(lambda: not dialler.links)
+        await theirs.until(lambda: not acceptor.links)
+        assert theirs.ups == []
+
+
+@native
+async def test_thousands_of_half_built_links_are_bounded_and_gone_in_time():
+    """Diallers that hear nothing: places are bounded, another address gets in, and nothing is left."""
+    limits = LinkLimits(
+        handshake_timeout_s=4, max_half_open_per_address=100, handshake_burst_per_address=5000
+    )
+    patient = LinkLimits(handshake_timeout_s=5)
+    async with (
+        two(("native", "native"), limits=patient, acceptor_limits=limits) as (dialler, acceptor, _, theirs),
+        open_one("native", ("127.0.0.2", 0), None, Watch(), role="customer") as neighbour,
+        udp_relay(acceptor.addresses[0]) as relay,
+        trio.open_nursery() as nursery,
+    ):
+        relay.is_mute = True
+        failed = 0
+
+        async def dial():
+            nonlocal failed
+            try:
+                await dialler.dial(relay.address, ACCEPTOR.node_id)
+            except DialError:
+                failed += 1
+
+        for _ in range(2000):
+            nursery.start_soon(dial)
+        await theirs.until(lambda: len(acceptor.links) >= 50)
+        with trio.fail_after(60):
+            link = await neighbour.dial(acceptor.addresses[0], ACCEPTOR.node_id)
+        assert link.is_up
+        assert len(acceptor.links) <= 101
+        await theirs.until(lambda: failed == 2000)
+        await theirs.until(lambda: len(acceptor.links) == 1)
+        assert dialler.links == []
+        assert acceptor.acceptor_counters.retries + acceptor.acceptor_counters.dropped_handshakes > 0
