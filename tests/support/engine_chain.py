@@ -29,7 +29,9 @@ TUN_MTU = 1400
 class ChainNode:
     """One engine on real links, with a record of what it told the node above."""
 
-    def __init__(self, name: str, kind: str, memory_limit_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, name: str, kind: str, memory_limit_bytes: int = 64 << 20, *, has_offload: bool = False
+    ) -> None:
         self.name = name
         self.kind = kind
         self.identity = Identity(name.encode().ljust(32, b"_"))
@@ -55,7 +57,7 @@ class ChainNode:
         for end in (ours, self.tun):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self.tun.setblocking(False)
-        self.tun_file = Tun.from_fd(ours.detach(), False, TUN_MTU)
+        self.tun_file = Tun.from_fd(ours.detach(), has_offload, TUN_MTU)
         self.endpoint: object = None
 
     def on_link_up(self, link) -> None:

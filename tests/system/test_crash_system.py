@@ -1,11 +1,8 @@
 """Crashes, full disks, few descriptors, little memory, jumping clocks; a clean machine after each."""
 
-import difflib
-import re
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from hostile_lab import (
     wait_until,
 )
 from labkit import CLIENT, SystemLab
+from machines import assert_same, machine, processes_of
 from watching import circuit_under_way, path_of, wait_still
 
 from circuits.building.onion_keys import decode_onion_keys
@@ -29,34 +27,6 @@ from overlay.demo.fleet import Node
 pytestmark = pytest.mark.system
 BIG = "http://www.demo.test/big/"
 HOPFARE = [sys.executable, "-c", "from overlay.cli.main import main; main()"]
-
-
-# -- what a machine looks like --------------------------------------------------------------------
-
-
-def machine(lab: SystemLab, host: str) -> dict[str, str]:
-    """Everything of a host that hopfare changes, or could leave behind."""
-    commands = {
-        "rules": "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'",
-        "links": "ip -br link | awk '{print $1}' | sort",
-        "addresses": "ip -br addr | awk '{$2=\"\"; print}' | sort",
-        "routes": "ip route; ip -6 route | grep -v multicast; ip rule; ip -6 rule",
-        "settings": "cd /proc/sys/net; grep -H . ipv4/ip_forward ipv6/conf/all/forwarding"
-        " ipv4/conf/*/forwarding ipv6/conf/*/forwarding 2>/dev/null | sort",
-    }
-    found = {name: lab.run_in(host, ["sh", "-c", command]).text for name, command in commands.items()}
-    # What customers' flows put into sets while they last is no setting.
-    found["rules"] = re.sub(r"(flags dynamic[^}]*?)\s*elements = \{[^}]*\}", r"\1", found["rules"])
-    return found
-
-
-def assert_same(lab: SystemLab, host: str, before: dict[str, str]) -> None:
-    """The machine is as it was `before`; the kernel may take a moment to remove what has ended."""
-    deadline = time.monotonic() + 20
-    while (now := machine(lab, host)) != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for name, text in before.items():
-        assert not list(difflib.unified_diff(text.splitlines(), now[name].splitlines(), lineterm="")), name
 
 
 def states_are_valid(node: Node) -> None:
@@ -72,13 +42,6 @@ def states_are_valid(node: Node) -> None:
     for path in folder.iterdir():
         if path.is_file():
             assert path.stat().st_mode & 0o077 == 0, path
-
-
-def processes_of(lab: SystemLab, session: int) -> list[str]:
-    listing = lab.run_in(CLIENT, ["ps", "-eo", "sid=,stat=,args="]).text.splitlines()
-    return [
-        line for line in listing if line.split()[0] == str(session) and not line.split()[1].startswith("Z")
-    ]
 
 
 @pytest.mark.parametrize("who", ["guard", "middle", "exit", "client"])

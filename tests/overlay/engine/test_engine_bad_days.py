@@ -1,9 +1,13 @@
 """Bad days of an engine on real links: what goes first, what is too much, and what is given up."""
 
+import contextlib
+import random
+
 import pytest
 import trio
 from engine_chain import HAS_NATIVE, open_chain
-from engine_net import tcp4
+from engine_net import CLIENT, tcp4
+from mischief import damage, vnet
 
 from overlay.engine.interface import InnerAddresses
 from overlay.messages import Goodbye, encode_control
@@ -57,3 +61,51 @@ async def test_control_messages_go_before_circuits(kinds):
         await chain.until(lambda: leave.controls)
         assert leave.controls == [CONTROL]
         nursery.cancel_scope.cancel()
+
+
+def super_packet(source, target, rng):
+    """A TCP packet as a TUN with offloads gives it: larger than any link, its checksum half made."""
+    packet = tcp4(source, target, 80, rng.randbytes(rng.randrange(1, 20_000)))
+    header = bytes([1, 1]) + b"".join(n.to_bytes(2, "little") for n in (40, 1300, 20, 16))
+    return header, packet
+
+
+@native
+@pytest.mark.parametrize("where", ["client", "exit"])
+async def test_malformed_super_packets_of_a_tun_harm_nobody(where):
+    """A kernel, or whoever feeds it, that gives headers of any kind, and packets that do not fit them."""
+    rng = random.Random(20)
+    async with open_chain(("native", "native", "native"), has_offload=True) as chain:
+        chain.add_circuit()
+        node, far = (
+            (chain.nodes[0], chain.nodes[-1]) if where == "client" else (chain.nodes[-1], chain.nodes[0])
+        )
+        source, target = (CLIENT.v4, OUT) if where == "client" else (OUT, CLIENT.v4)
+        for n in range(1500):
+            header, packet = super_packet(source, target, rng)
+            kind = n % 5
+            if kind == 0:
+                header = vnet(rng)
+            elif kind == 1:
+                packet = damage(rng, packet)
+            elif kind == 2:
+                packet = packet[: rng.randrange(len(packet))]
+            elif kind == 3:
+                header, packet = vnet(rng), damage(rng, packet)[: rng.randrange(60)]
+            else:
+                header, packet = header[: rng.randrange(10)], b""
+            with contextlib.suppress(BlockingIOError):
+                node.tun.send(header + packet or b"\0")
+            if n % 20 == 0:
+                await trio.sleep(0)
+                far.read_tun()
+        last = bytes(10) + tcp4(source, target, 80, b"the last one")
+
+        def arrived():
+            with contextlib.suppress(BlockingIOError):
+                node.tun.send(last)
+            return any(packet[10:] == last[10:] for packet in far.read_tun())
+
+        await chain.until(arrived)
+        assert [node.lost for node in chain.nodes] == [[]] * 3
+        await chain.until(lambda: chain.nodes[1].engine.budget.used_bytes == 0)
