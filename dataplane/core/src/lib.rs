@@ -11,6 +11,7 @@
 #![allow(clippy::too_many_arguments)]
 
 pub mod budget;
+pub mod build;
 pub mod coalesce;
 pub mod core;
 pub mod credit;
