@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from circuits.building.crypto import BuildCrypto, Hop, Reference
 from circuits.building.messages import (
     HOUR_S,
     REFUSAL_SENTENCES,
@@ -24,9 +25,9 @@ from circuits.building.messages import (
     encode_client_message,
     price_chain,
 )
-from circuits.building.records import MESSAGE_BYTES, RECORD_BYTES, RECORDS, apply_stream, digest_matches
+from circuits.building.records import MESSAGE_BYTES, RECORDS
 from circuits.errors import DecodeError
-from circuits.handshake import ClientHandshake, Rng
+from circuits.handshake import Rng
 
 BUILD_TIMEOUT_S = 10.0  # longer than a relay's own wait for the next one, so that its refusal still arrives
 
@@ -101,11 +102,13 @@ class ClientBuild:
         now: float,
         unix_s: float,
         timeout_s: float = BUILD_TIMEOUT_S,
+        crypto: BuildCrypto | None = None,
     ) -> None:
         """Seal a BUILD for 1 to 4 relays, all different. `now`: steady clock; `unix_s`: time of day.
 
-        Draws from `rng` 96 bytes for each hop, then 1488 for each unused record. Raises ValueError for a
-        wrong number of hops, a repeated relay, an unusable onion key, and prices or a lifetime out of range.
+        The ciphers are those of `crypto`, or the reference's with randomness of `rng`. Raises ValueError for
+        a wrong number of hops, a repeated relay, an unusable onion key, and prices or a lifetime out of
+        range.
         """
         if not 1 <= len(hops) <= RECORDS:
             raise ValueError(f"a path has 1 to {RECORDS} relays")
@@ -113,34 +116,17 @@ class ClientBuild:
             raise ValueError("a path may not use one relay twice")
         self.prices = price_chain([hop.price_wei_per_packet for hop in hops])
         self.deadline = now + timeout_s
-        self._handshakes = [ClientHandshake(hop.node_id, hop.onion_key, rng) for hop in hops]
+        self._hops = len(hops)
         self._over = False
         hour = int(unix_s // HOUR_S)
-        texts = []
+        sealed = []
         for index, (price_in, price_out) in enumerate(self.prices):
             last = index == len(hops) - 1
             what = wanted if last else NextHop(hops[index + 1].node_id, hops[index + 1].address)
-            texts.append(
-                encode_client_message(ClientMessage(suite, hour, lifetime_s, price_in, price_out, what))
-            )
-        self.records = self._seal(texts, rng)
-
-    def _seal(self, texts: list[bytes], rng: Rng) -> bytes:
-        count = len(texts)
-        streams = [
-            apply_stream(handshake.keys.forward_stream, bytes(MESSAGE_BYTES))
-            for handshake in self._handshakes
-        ]
-        filler = b""
-        for index, stream in enumerate(streams[:-1], start=1):
-            filler = _xor(filler + bytes(RECORD_BYTES), stream[(RECORDS - index) * RECORD_BYTES :])
-        rest = rng((RECORDS - count) * RECORD_BYTES) + filler
-        message = b""
-        for index in reversed(range(count)):
-            if message:
-                rest = _xor(message, streams[index])[: (RECORDS - 1) * RECORD_BYTES]
-            message = self._handshakes[index].seal(texts[index], rest) + rest
-        return message
+            message = ClientMessage(suite, hour, lifetime_s, price_in, price_out, what)
+            sealed.append(Hop(hops[index].node_id, hops[index].onion_key, encode_client_message(message)))
+        self._sealed = (crypto or Reference(rng)).seal(sealed)
+        self.records = self._sealed.records
 
     def handle_built(self, records: bytes) -> BuildDone | BuildFailed | None:
         """Read the BUILT. None if this build is over already. A failed circuit is to be destroyed by the
@@ -152,25 +138,23 @@ class ClientBuild:
         if len(records) != MESSAGE_BYTES:
             return self._garbled(0, "the answer has a wrong length")
         roots = []
-        last = len(self._handshakes) - 1
-        for index, handshake in enumerate(self._handshakes):
-            answered = handshake.finish(records[:RECORD_BYTES])
-            if answered is None:
+        last = self._hops - 1
+        opened = self._sealed.open(records)
+        for index in range(self._hops):
+            if index >= len(opened):
                 return self._garbled(index, "its answer was changed on the way or is not its own")
-            others = records[RECORD_BYTES:]
+            message, intact, root = opened[index]
             try:
-                answer = decode_server_message(answered.message)
+                answer = decode_server_message(message)
             except DecodeError:
                 return self._garbled(index, "its answer makes no sense")
-            if not digest_matches(answer.digests, others, RECORDS - 1 - index):
+            if not intact:
                 return self._garbled(index, "what followed its answer was changed on the way")
             if answer.refusal is not None:
                 return self._refused(index, answer.refusal, answer.text)
             if (answer.exit is not None) != (index == last):
                 return self._garbled(index, "its answer does not fit its place in the path")
-            roots.append(answered.keys.root)
-            if index < last:
-                records = apply_stream(answered.keys.backward_stream, others)
+            roots.append(root)
         addresses = _exit_addresses(answer)
         return BuildDone(tuple(roots), addresses)
 
@@ -194,7 +178,7 @@ class ClientBuild:
         if self._over or now < self.deadline:
             return None
         self._over = True
-        everyone = tuple(range(len(self._handshakes)))
+        everyone = tuple(range(self._hops))
         return BuildFailed(FailureKind.SILENT, 0, everyone, None, "no answer from the path in time")
 
     def next_timeout(self) -> float | None:
@@ -207,9 +191,9 @@ class ClientBuild:
 
     def _refused(self, hop: int, refusal: Refusal, text: str) -> BuildFailed:
         onward = refusal in _ABOUT_THE_NEXT
-        suspects = tuple(i for i in (hop, hop + 1) if i < len(self._handshakes)) if onward else (hop,)
+        suspects = tuple(i for i in (hop, hop + 1) if i < self._hops) if onward else (hop,)
         if refusal is Refusal.NEXT_SILENT:
-            suspects = tuple(range(hop, len(self._handshakes)))
+            suspects = tuple(range(hop, self._hops))
         sentence = f"hop {hop + 1}: {REFUSAL_SENTENCES[refusal]}" + (f" ({text})" if text else "")
         return BuildFailed(FailureKind.REFUSED, hop, suspects, refusal, sentence)
 
@@ -217,8 +201,3 @@ class ClientBuild:
 def _exit_addresses(answer: ServerMessage) -> ExitAddresses:
     assert answer.exit is not None, "checked for the last hop"
     return answer.exit
-
-
-def _xor(left: bytes, right: bytes) -> bytes:
-    """XOR two byte strings of one length."""
-    return (int.from_bytes(left, "big") ^ int.from_bytes(right, "big")).to_bytes(len(left), "big")

@@ -21,6 +21,7 @@ HOUR_S = 3600
 PRICE_LIMIT = 1 << 96  # wei per packet, exclusive; the width of a book's ticket value
 LIFETIME_LIMIT_S = 1 << 32
 TEXT_BYTES = 160
+DIGESTS_AT = 4  # their place in a server message
 INNER_IPV4 = IPv4Network("100.64.0.0/10")
 INNER_IPV6 = IPv6Network("fd68:6f70:6661::/48")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from circuits.building.crypto import BuildCrypto, OpenedBuild, Reference
 from circuits.building.messages import (
     HOUR_S,
     VERSION,
@@ -34,39 +35,29 @@ from circuits.building.messages import (
     encode_server_message,
 )
 from circuits.building.onion_keys import OnionKeys
-from circuits.building.records import MESSAGE_BYTES, RECORD_BYTES, RECORDS, apply_stream, digests
+from circuits.building.records import DIGESTS_BYTES, MESSAGE_BYTES
 from circuits.building.replay import HOURS_EITHER_SIDE, ReplayMemory
 from circuits.errors import DecodeError
-from circuits.handshake import X25519_BYTES, Encapsulate, RelayHandshake, Rng, encapsulate, open_first
+from circuits.handshake import X25519_BYTES, Encapsulate, Rng, encapsulate
 
 REPLY_TIMEOUT_S = (
     8.0  # longer than a driver's attempt to dial (3 s), so that the relay next to the fault names it
 )
+_NO_DIGESTS = bytes(DIGESTS_BYTES)  # the ciphers fill them in
 MAX_PENDING = 4096  # builds under way at once: about 6 KB each
 
 
 class PendingBuild:
     """One build under way at this relay. Opaque but for `request`, `root`, `deadline`."""
 
-    __slots__ = ("_handshake", "deadline", "request", "root")
+    __slots__ = ("deadline", "opened", "request", "root")
 
-    def __init__(
-        self, handshake: RelayHandshake, root: bytes, request: ClientMessage, deadline: float
-    ) -> None:
-        """Made by RelayBuild."""
-        self._handshake = handshake
-        self.root = root
+    def __init__(self, opened: OpenedBuild, request: ClientMessage, deadline: float) -> None:
+        """Made by RelayBuild; `opened` is for it alone."""
+        self.opened = opened
+        self.root = opened.root
         self.request = request
         self.deadline = deadline
-
-    def seal(self, message: ServerMessage) -> bytes:
-        """Return the record that answers; for RelayBuild."""
-        return self._handshake.seal(encode_server_message(message))
-
-    @property
-    def handshake(self) -> RelayHandshake:
-        """Return the key agreement; for RelayBuild."""
-        return self._handshake
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +117,19 @@ class RelayBuild:
         max_pending: int = MAX_PENDING,
         memory: ReplayMemory | None = None,
         encapsulate: Encapsulate = encapsulate,
+        crypto: BuildCrypto | None = None,
     ) -> None:
         """Set up for the relay of identity `node_id`; `rng` must be fit for keys. `suites`: the cipher
-        suites it offers.
+        suites it offers. The ciphers are those of `crypto`, or the reference's with `rng` and `encapsulate`.
         """
         self._node_id = node_id
         self._keys = keys
         self._suites = frozenset(suites)
-        self._rng = rng
+        self._crypto = crypto or Reference(rng, encapsulate)
+        self._loaded = self._crypto.load_keys(node_id, keys)
         self._reply_timeout_s = reply_timeout_s
         self._max_pending = max_pending
         self._memory = memory if memory is not None else ReplayMemory(rng)
-        self._encapsulate = encapsulate
         # Insertion order is deadline order, because all have the same time-out.
         self._pending: dict[PendingBuild, None] = {}
 
@@ -154,6 +146,7 @@ class RelayBuild:
     def set_keys(self, keys: OnionKeys) -> None:
         """Use these onion keys from now on."""
         self._keys = keys
+        self._loaded = self._crypto.load_keys(self._node_id, keys)
 
     def handle_build(
         self, records: bytes, now: float, unix_s: float
@@ -170,39 +163,30 @@ class RelayBuild:
             return Reject(RejectCode.BUSY)
         if self._memory.contains(records[:X25519_BYTES]):
             return Reject(RejectCode.REPLAYED)
-        first, others = records[:RECORD_BYTES], records[RECORD_BYTES:]
-        for key in self._keys.readable():
-            handshake = open_first(self._node_id, key.private, key.public, first, others)
-            if handshake is not None:
-                break
-        else:
+        opened = self._crypto.open(self._loaded, records)
+        if opened is None:
             return Reject(RejectCode.UNREADABLE)
-        session = handshake.agree(self._rng, self._encapsulate)
-        if session is None:
-            return Reject(RejectCode.UNREADABLE)
+        told = opened.message
         try:
-            if decode_version(handshake.message) != VERSION:
-                return self._refuse_at_once(
-                    handshake, Refusal.VERSION, f"this relay speaks version {VERSION}"
-                )
-            request = decode_client_message(handshake.message)
+            if decode_version(told) != VERSION:
+                return self._refuse_at_once(opened, Refusal.VERSION, f"this relay speaks version {VERSION}")
+            request = decode_client_message(told)
         except DecodeError as error:
-            return self._refuse_at_once(handshake, Refusal.MALFORMED, str(error))
+            return self._refuse_at_once(opened, Refusal.MALFORMED, str(error))
         refusal = self._check(request, records[:X25519_BYTES], int(unix_s // HOUR_S))
         if refusal is not None:
-            return self._refuse_at_once(handshake, *refusal)
-        pending = PendingBuild(handshake, session.root, request, now + self._reply_timeout_s)
+            return self._refuse_at_once(opened, *refusal)
+        pending = PendingBuild(opened, request, now + self._reply_timeout_s)
         self._pending[pending] = None
         if isinstance(request.what, ExitHere):
             return BecomeExit(pending, request.what)
-        onward = apply_stream(handshake.keys.forward_stream, others + bytes(RECORD_BYTES))
-        return Extend(pending, request.what, onward)
+        return Extend(pending, request.what, opened.onward(records))
 
     def accept_exit(self, pending: PendingBuild, addresses: ExitAddresses) -> Built | None:
         """Accept as the exit with these inner addresses; None if the build is over already (time-out,
         forgotten).
         """
-        return self._accept(pending, self._rng((RECORDS - 1) * RECORD_BYTES), addresses)
+        return self._accept(pending, None, addresses)
 
     def handle_built(self, pending: PendingBuild, records: bytes) -> Built | Refuse | None:
         """Take the BUILT of the next relay, and accept; a BUILT of a wrong length becomes a refusal.
@@ -212,10 +196,7 @@ class RelayBuild:
         """
         if len(records) != MESSAGE_BYTES:
             return self.refuse(pending, Refusal.NEXT_REFUSED, "the next relay's answer has a wrong length")
-        session = pending.handshake.session
-        assert session is not None, "a pending build has agreed on keys"
-        others = apply_stream(session.backward_stream, records[: (RECORDS - 1) * RECORD_BYTES])
-        return self._accept(pending, others, None)
+        return self._accept(pending, records, None)
 
     def refuse(self, pending: PendingBuild, refusal: Refusal, text: str = "") -> Refuse | None:
         """Refuse for the driver's reason; `text` (160 bytes at most) is for the client's user. None if the
@@ -224,7 +205,7 @@ class RelayBuild:
         if pending not in self._pending:
             return None
         del self._pending[pending]
-        return Refuse(self._refusal_records(pending.handshake, refusal, text), refusal, pending)
+        return Refuse(_refusal_records(pending.opened, refusal, text), refusal, pending)
 
     def handle_next_closed(self, pending: PendingBuild, code: int | None = None) -> Refuse | None:
         """Take a Destroy of the next relay (with its code) or the loss of the link to it (None); refuse
@@ -269,19 +250,18 @@ class RelayBuild:
             return Refusal.NEXT_FORBIDDEN, "the next relay is this one"
         return None
 
-    def _accept(self, pending: PendingBuild, others: bytes, addresses: ExitAddresses | None) -> Built | None:
+    def _accept(
+        self, pending: PendingBuild, built: bytes | None, addresses: ExitAddresses | None
+    ) -> Built | None:
         if pending not in self._pending:
             return None
         del self._pending[pending]
-        reply = pending.seal(ServerMessage(None, "", digests(others), addresses))
-        return Built(reply + others, pending)
+        message = encode_server_message(ServerMessage(None, "", _NO_DIGESTS, addresses))
+        return Built(pending.opened.answer(message, built), pending)
 
-    def _refuse_at_once(self, handshake: RelayHandshake, refusal: Refusal, text: str) -> Refuse:
-        return Refuse(self._refusal_records(handshake, refusal, text), refusal, None)
+    def _refuse_at_once(self, opened: OpenedBuild, refusal: Refusal, text: str) -> Refuse:
+        return Refuse(_refusal_records(opened, refusal, text), refusal, None)
 
-    def _refusal_records(self, handshake: RelayHandshake, refusal: Refusal, text: str) -> bytes:
-        others = self._rng((RECORDS - 1) * RECORD_BYTES)
-        return (
-            handshake.seal(encode_server_message(ServerMessage(refusal, text, digests(others), None)))
-            + others
-        )
+
+def _refusal_records(opened: OpenedBuild, refusal: Refusal, text: str) -> bytes:
+    return opened.answer(encode_server_message(ServerMessage(refusal, text, _NO_DIGESTS, None)), None)

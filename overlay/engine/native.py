@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from overlay.engine.gate import GateCounters
     from overlay.engine.interface import EngineEvents
 
-INTERFACE = 1
+INTERFACE = 2
 """Of the crate's interface; one that was built for another is not used."""
 _SUITES = (1, 2)
 

@@ -23,7 +23,7 @@ from overlay.descriptor import MAX_PRICE_WEI_PER_PACKET
 from overlay.directory import Directory
 from overlay.duty import Duty
 from overlay.engine.interface import FlowFault, FlowHandle, Price
-from overlay.engine.io.choice import make_engine, open_links
+from overlay.engine.io.choice import make_build_crypto, make_engine, open_links
 from overlay.engine.meters import Meter
 from overlay.errors import DecodeError, FileError, LocalControlError
 from overlay.gossip.messages import is_gossip
@@ -426,7 +426,8 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
         identity = load_identity(config)
         keys = load_onion_keys(config, time.time(), os.urandom)
         directory = Directory() if config.gossips else load_directory(config, time.time())[0]
-        build = RelayBuild(identity.node_id, keys, offered_suites(), os.urandom)
+        crypto = make_build_crypto(config.node.engine)
+        build = RelayBuild(identity.node_id, keys, offered_suites(), os.urandom, crypto=crypto)
         nursery = await stack.enter_async_context(trio.open_nursery())
         node = RelayNode(config, identity, directory, build, as_exit=as_exit, nursery=nursery)
         if config.gossips:

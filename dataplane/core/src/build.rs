@@ -343,8 +343,7 @@ impl RelayBuild {
         message[DIGESTS_AT..DIGESTS_AT + own.len()].copy_from_slice(&own);
         record[..ANSWER_HEAD].copy_from_slice(&self.head);
         let (authenticator, sealed) = record[ANSWER_HEAD..].split_at_mut(MAC_BYTES);
-        authenticator
-            .copy_from_slice(&*mac(&self.session.authentication, &[&self.transcript, b"server"]));
+        authenticator.copy_from_slice(&*mac(&self.session.authentication, &[&self.transcript, b"server"]));
         let (body, tag_place) = sealed.split_at_mut(SERVER_MESSAGE_BYTES);
         body.copy_from_slice(&message);
         let tag = aead(&self.session.answer)

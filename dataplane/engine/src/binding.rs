@@ -22,7 +22,7 @@ use crate::shared::{
 use crate::tls::settings;
 
 /// Counts changes of this interface: Python refuses a crate that was built for another.
-pub const INTERFACE: u32 = 1;
+pub const INTERFACE: u32 = 2;
 
 #[pyclass(name = "LinkCell", frozen)]
 #[derive(Default)]

@@ -4,6 +4,7 @@
 //! flows and meters have numbers that Python chooses and never uses again. The wire is docs/protocol/{links,engine,onion}.md.
 
 mod binding;
+mod build;
 mod controller;
 mod data;
 mod net;
@@ -28,6 +29,7 @@ fn hopfare_dataplane(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<binding::PyFlowCell>()?;
     module.add_class::<binding::PyMeterCell>()?;
     proxy::add(module)?;
+    build::add(module)?;
     testing::add(module)?;
     Ok(())
 }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import trio
 
+from circuits.building.crypto import Reference
 from overlay.engine.io.native_links import open_native_links
 from overlay.engine.native import NativeEngine, NativeEngineError
+from overlay.engine.native_build import NativeBuildCrypto
 from overlay.engine.python import PythonEngine
 from overlay.links.io.endpoint import Endpoint, open_endpoint
 from overlay.logs import get_logger
@@ -17,6 +19,7 @@ from overlay.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from circuits.building.crypto import BuildCrypto
     from overlay.engine.flows import Gatekeeper
     from overlay.engine.interface import EngineEvents, InnerAddresses
     from overlay.identity import Identity
@@ -57,6 +60,14 @@ def make_engine(
     return PythonEngine(
         events, clock=trio.current_time, rng=os.urandom, memory_limit_bytes=memory_limit_bytes, gate=gate
     )
+
+
+def make_build_crypto(name: EngineName) -> BuildCrypto:
+    """Make what does the ciphers of circuit builds: the crate's where the engine is the native one."""
+    if name != "python":
+        with suppress(NativeEngineError):  # make_engine says why
+            return NativeBuildCrypto()
+    return Reference(os.urandom)
 
 
 @asynccontextmanager
