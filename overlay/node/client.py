@@ -30,7 +30,7 @@ from circuits.pool.types import (
 )
 from exit.io.namespace import Namespace
 from overlay.engine.interface import FlowFault, FlowHandle
-from overlay.engine.io.choice import make_build_crypto, make_engine
+from overlay.engine.io.choice import make_engine
 from overlay.engine.meters import Meter
 from overlay.errors import DecodeError, FileError, OverlayError
 from overlay.gossip.messages import is_gossip
@@ -122,8 +122,6 @@ class ClientNode:
         self.last_failure = ""
         self.ready = trio.Event()
         self.engine = make_engine(config.node.engine, self, memory_limit_bytes=config.node.memory_limit_bytes)
-        self._build_crypto = make_build_crypto(config.node.engine)
-        self._build_crypto.prepare(config.client.hops)
         self.engine.attach_tun(namespace.tun, by_source=True)
         settings = PoolSettings(
             spares=config.client.circuits_ready,

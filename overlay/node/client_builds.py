@@ -18,6 +18,7 @@ from circuits.building.client import BUILD_TIMEOUT_S, BuildDone, BuildFailed, Cl
 from circuits.building.messages import ExitAddresses, ExitHere
 from exit.addresses import random_inner
 from overlay.engine.interface import FlowHandle, InnerAddresses, Price
+from overlay.engine.io.choice import make_build_crypto
 from overlay.engine.meters import Meter
 from overlay.messages import Build, Built, Destroy, encode_control
 from overlay.node.lease import Circuit
@@ -61,6 +62,8 @@ class Builds:
         self._proofs: dict[FlowHandle, trio.Event] = {}
         self._inner_addresses: set[IPv4Address | IPv6Address | None] = set()
         self._meters: dict[bytes, Meter] = {}
+        self._crypto = make_build_crypto(node.config.node.engine)
+        self._crypto.prepare(node.config.client.hops)
 
     def __len__(self) -> int:
         """Return how many builds wait for their answer."""
@@ -132,6 +135,7 @@ class Builds:
             rng=os.urandom,
             now=begun,
             unix_s=time.time(),
+            crypto=self._crypto,
         )
         wire_id = self._choose_wire_id(link)
         attempt = self._attempts[(link, wire_id)] = _Attempt(build)
@@ -180,6 +184,7 @@ class Builds:
             return Circuit(circuit_id, path, link, wire_id, flow, addresses, build_s)
         finally:
             self._attempts.pop((link, wire_id), None)
+            self._crypto.prepare(len(path.hops))
             if not stands:
                 if flow is not None:
                     node.engine.drop(flow)

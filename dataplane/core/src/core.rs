@@ -403,6 +403,11 @@ impl Core {
         }
     }
 
+    /// Whether there is news to be taken.
+    pub fn has_events(&self) -> bool {
+        !self.shared.events.is_empty()
+    }
+
     /// Move the news since the last call to `out`.
     pub fn take_events(&mut self, out: &mut Vec<Event>) {
         let mut low = Vec::new();

@@ -193,6 +193,11 @@ impl DataThread {
                 self.read_tun(now);
             }
             self.core.pump(self.ns(now), &mut self.net);
+            let has_packets = std::mem::take(&mut self.net.has_packets);
+            if !has_packets && (!self.net.events.is_empty() || self.core.has_events()) {
+                // Python works on it while this thread sends its acknowledgements.
+                self.report();
+            }
             self.flush();
             self.forget_stopped();
             self.report();

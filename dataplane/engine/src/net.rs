@@ -218,6 +218,8 @@ pub struct Net {
     pub conns: Vec<Option<Box<Conn>>>,
     pub dirty: Vec<u32>,
     pub events: Vec<Event>,
+    /// Packets wait to be sent since the last flush: they go before anything is told.
+    pub has_packets: bool,
     pub tun: Option<TunFile>,
     pub tun_error: Option<String>,
     /// Streams of peers that the core has had stopped in this turn.
@@ -231,6 +233,7 @@ impl Net {
             conns: Vec::new(),
             dirty: Vec::new(),
             events: Vec::new(),
+            has_packets: false,
             tun: None,
             tun_error: None,
             stopped: Vec::new(),
@@ -299,6 +302,7 @@ impl Driver for Net {
 
     fn send_datagram(&mut self, link: LinkId, frame: Bytes) {
         debug_assert_eq!(frame.len(), LINK_FRAME);
+        self.has_packets = true;
         if let Some(conn) = self.conn(link) {
             if conn.quic.datagrams().send(frame, false).is_err() {
                 conn.want_room = true;
@@ -313,6 +317,7 @@ impl Driver for Net {
     }
 
     fn send_stream(&mut self, link: LinkId, stream: u64, data: Bytes) {
+        self.has_packets = true;
         if let Some(conn) = self.conn(link) {
             conn.write(stream_id(stream), data);
             self.mark_dirty(link);
