@@ -7,6 +7,7 @@ docs/protocol/pool.md. The rules are applied by `circuits.path_index` and `circu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
@@ -137,7 +138,9 @@ def show_price(wei_per_packet: int) -> str:
     clearer.
     """
     per_gb = wei_per_packet * 1e9 / UNIT / 1e18
-    return f"{per_gb:.4g} per GB" if per_gb >= 1e-6 else f"{wei_per_packet} wei per packet"
+    if wei_per_packet and per_gb < 1e-9:
+        return f"{wei_per_packet} wei per packet"
+    return f"{Decimal(f'{per_gb:.4g}'):f} per GB"
 
 
 @dataclass(frozen=True, slots=True)

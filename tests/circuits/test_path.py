@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from circuits.backoff import BackOff
 from circuits.building.messages import price_chain
-from circuits.candidates import Constraints, NoPath, NoPathKind, Only, Position
+from circuits.candidates import Constraints, NoPath, NoPathKind, Only, Position, show_price
 from circuits.guards import GuardStore, Moment
+from circuits.params import UNIT
 from circuits.path import Path, choose_path
 from circuits.path_index import PathIndex
 from circuits.path_weights import OPERATOR_SHARE
@@ -311,3 +312,16 @@ def test_ten_thousand_relays():
         assert isinstance(world.choose(ports=(port,), hops=4), Path)
     # The aim is 20 ms a choice on an idle machine; a busy one must not fail the test.
     assert (process_time() - start) / 5 < 0.2
+
+
+def test_prices_are_shown_without_exponents():
+    def of(per_gb):
+        return show_price(int(per_gb * 1e18 * UNIT / 1e9))
+
+    assert [of(0.05), of(0.00001), of(2e-7), of(120.5)] == [
+        "0.05 per GB",
+        "0.00001 per GB",
+        "0.0000002 per GB",
+        "120.5 per GB",
+    ]
+    assert show_price(7) == "7 wei per packet"

@@ -118,7 +118,7 @@ def test_what_a_customer_sees_and_sets(priced: SystemLab) -> None:
     nobody = hopfare(lab, "set", "max-price", "0.00001").check()
     assert "max-price = 0.00001, until the client stops" in nobody.text
     wait_until(lambda: lab.client_node().call("circuits")["no_path"], 30, "the rule that left nobody")
-    assert "0  asks at most 1e-05 per GB" in hopfare(lab, "circuits", "--why").check().text
+    assert "0  asks at most 0.00001 per GB" in hopfare(lab, "circuits", "--why").check().text
     status = lab.client_node().status()
     assert any("asks at most" in problem or "costs at most" in problem for problem in status["problems"])
     lab.client_node().call("choose", {"key": "max-price", "value": None})
