@@ -16,27 +16,21 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from exit.addresses import DNS_V4, DNS_V4_PACKED, DNS_V6, DNS_V6_PACKED, INNER_V4, INNER_V6
 from exit.denied import DenyList, pack_address
-from exit.errors import EnvError, PrivilegeError
+from exit.errors import EnvError
 from exit.io.journal import Entry, Journal, read_setting, restore_setting, write_setting
-from exit.io.privileges import find_program, require_privileges
+from exit.io.privileges import require_privileges
+from exit.io.programs import list_with_ip, run_nft, run_program
 from exit.io.tun import DEFAULT_MTU, Tun
 from exit.nft import FLOWS_PER_CIRCUIT, Firewall, render, render_exact, render_removal
 from exit.policy import Policy, PolicyTable
-
-# : No program of ours takes longer than milliseconds; a machine that hangs is told apart from a slow one by
-# this.
-PROGRAM_TIMEOUT_S = 20.0
-_MAX_OUTPUT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +105,7 @@ class ExitNetwork:
                 return
             self.deny = deny
             self.table.replace_deny(deny)
-            await _nft(render_exact(self.firewall, deny))
+            await run_nft(render_exact(self.firewall, deny))
 
     @property
     def firewall(self) -> Firewall:
@@ -138,10 +132,10 @@ class ExitNetwork:
         # The filter stands before the first packet can be forwarded.
         self._journal.add(Entry("table", firewall.table))
         try:
-            await _nft(render(firewall))
+            await run_nft(render(firewall))
         except EnvError:
             # A kernel may lack the module for random numbers; all that guards anybody does without it.
-            await _nft(render(replace(firewall, new_ids=False)))
+            await run_nft(render(replace(firewall, new_ids=False)))
             self.warnings += (
                 "the kernel has no nft_numgen: the IPv4 identification of packets that may be cut stays as "
                 "customers' machines chose it; load or build the module",
@@ -156,7 +150,7 @@ class ExitNetwork:
         if _kernel_has_ipv6():
             commands.append(f"address add {DNS_V6}/{prefix6} dev {device} nodad")
         commands.append(f"link set {device} mtu {self._settings.mtu_bytes} up")
-        await _run("ip", ["-batch", "-"], "\n".join(commands) + "\n")
+        await run_program("ip", ["-batch", "-"], "\n".join(commands) + "\n")
         for setting, value in self._forwarding():
             self._change(setting, value)
 
@@ -236,7 +230,7 @@ async def recover(state_folder: Path) -> int:
 
 async def examine() -> Machine:
     """Return the machine's addresses, gateways and uplinks, of this network namespace; raises EnvError."""
-    interfaces = await _ip_json(["address", "show"])
+    interfaces = await list_with_ip(["address", "show"])
     addresses: set[bytes] = set()
     inner_device = None
     for interface in interfaces:
@@ -248,7 +242,7 @@ async def examine() -> Machine:
                 inner_device = interface["ifname"]
     uplinks: dict[str, list[str]] = {"-4": [], "-6": []}
     for family, names in uplinks.items():
-        routes = await _ip_json([family, "route", "show", "table", "all"])
+        routes = await list_with_ip([family, "route", "show", "table", "all"])
         for route in routes:
             for hop in (route, *route.get("nexthops", ())):
                 gateway = hop.get("gateway") or hop.get("via", {}).get("host")
@@ -266,7 +260,7 @@ async def _undo(journal: Journal) -> None:
         if entry.kind == "setting":
             restore_setting(entry)
         else:
-            await _nft(render_removal(entry.target))
+            await run_nft(render_removal(entry.target))
         journal.remove(entry)
 
 
@@ -293,7 +287,7 @@ def _kernel_has_ipv6() -> bool:
 async def _foreign_drops(firewall: Firewall) -> list[str]:
     """Return a warning for each chain of somebody else's that drops forwarded or incoming packets by
     default."""
-    listed = json.loads(await _run("nft", ["-j", "list", "chains"]))
+    listed = json.loads(await run_program("nft", ["-j", "list", "chains"]))
     warnings = []
     for item in listed.get("nftables", ()):
         chain = item.get("chain", {})
@@ -311,39 +305,3 @@ async def _foreign_drops(firewall: Firewall) -> list[str]:
             f"the chain `{where}` drops packets by default and may stop the exit's; if so, run {what}"
         )
     return warnings
-
-
-async def _ip_json(words: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what `ip -j` lists. Any: iproute2's own shapes, used by name only."""
-    text = await _run("ip", ["-j", *words])
-    found = json.loads(text) if text.strip() else []
-    return [item for item in found if item]
-
-
-async def _nft(script: str) -> None:
-    await _run("nft", ["-f", "-"], script)
-
-
-async def _run(program: str, words: Sequence[str], stdin: str = "") -> str:
-    """Run a system program and return what it printed; raises EnvError with its first words of complaint."""
-    path = find_program(program)
-    if path is None:
-        raise PrivilegeError(f"the program `{program}` is missing: install iproute2 and nftables")
-    try:
-        with trio.fail_after(PROGRAM_TIMEOUT_S):
-            done = await trio.run_process(
-                [path, *words],
-                stdin=stdin.encode(),
-                capture_stdout=True,
-                check=False,
-                capture_stderr=True,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-    except trio.TooSlowError:
-        raise EnvError(f"`{program}` did not end within {PROGRAM_TIMEOUT_S:.0f} s") from None
-    except OSError as error:
-        raise EnvError(f"cannot run `{program}`: {error.strerror}") from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.decode(errors="replace").split())[:_MAX_OUTPUT_CHARS]
-        raise EnvError(f"`{program} {' '.join(words)}` failed: {said}")
-    return str(done.stdout.decode(errors="replace"))
