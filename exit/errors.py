@@ -39,5 +39,9 @@ class PrivilegeError(EnvError):
     """A capability, device file or program is missing; the message names it and says how to grant it."""
 
 
+class ConflictError(EnvError):
+    """Whole-device mode would break something that the operator surely wants to keep."""
+
+
 class TunError(EnvError):
     """A TUN device cannot be opened, or went away while in use."""

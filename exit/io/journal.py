@@ -26,9 +26,10 @@ _MAX_JOURNAL_BYTES = 1 << 20
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. `kind` "setting": the file `target` under /proc/sys, from `old` to `new`; "table":
-    nftables, inet."""
+    nftables, inet; "rule": a routing rule, the words of `ip`; "routes": all routes of the table `target`.
+    """
 
-    kind: Literal["setting", "table"]
+    kind: Literal["setting", "table", "rule", "routes"]
     target: str
     old: str = ""
     new: str = ""
@@ -59,8 +60,9 @@ class Journal:
         self.entries = entries
 
     @classmethod
-    def open(cls, folder: Path) -> Journal:
+    def open(cls, folder: Path, who: str = "exit") -> Journal:
         """Lock `folder` and read what a former process left in it; the folder is made if missing (0700).
+        `who` uses it, for messages.
 
         Raises EnvError when another process holds it or the folder cannot be used. A damaged journal counts
         as empty after it was moved aside, since nothing in it can be trusted.
@@ -74,7 +76,9 @@ class Journal:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock_fd)
-            raise EnvError(f"another exit is running with the state folder {folder}; stop it first") from None
+            raise EnvError(
+                f"another {who} is running with the state folder {folder}; stop it first"
+            ) from None
         place = _place()
         return cls(folder, lock_fd, place, _read(folder / JOURNAL_NAME, place))
 

@@ -151,6 +151,14 @@ class Namespace:
         """
         await self._command(f"source {v4 or '-'} {v6 or '-'}")
 
+    async def become_gateway(self, nft: str) -> None:
+        """Carry the machine's packets as well, which come over the veth peer `exit.device.INNER_DEVICE`.
+
+        It must have been put into the namespace. From now on they have the default source's address;
+        `nft` is that program's path. Errors as above.
+        """
+        await self._command(f"gateway {nft}")
+
     # Sockets.
 
     def try_socket(self, family: int, kind: int) -> socket.socket | None:

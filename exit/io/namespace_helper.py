@@ -14,6 +14,7 @@ One message per packet, ASCII words separated by one space; answers come in the 
 | `sockets FAMILY TYPE COUNT` | `sockets FAMILY TYPE` with 1 to COUNT descriptors |
 | `add ADDRESS...`, `remove ADDRESS...` | `ok` |
 | `source V4-OR-MINUS V6-OR-MINUS` | `ok` |
+| `gateway NFT-PROGRAM` (the veth peer is there) | `ok` |
 | any that failed | `failed STAGE ERRNO TEXT` |
 
 Routing, so that nothing has another way out, no socket gets a circuit it was not bound to, and nothing hangs
@@ -21,6 +22,9 @@ where a circuit cannot carry it: a circuit's addresses are `local` routes, on no
 never chooses one by itself; packets from the inner address ranges always go to the TUN (a rule and a table of
 their own); the default source alone is on the TUN and has the main table's default route; without one, an
 `unreachable` route refuses at once.
+
+As a gateway (whole-device mode) it also carries the machine's packets, which come over a veth pair, and gives
+them the default source's address; see `exit.device`.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ import sys
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_NET_ADMIN = 12
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -118,6 +123,8 @@ class _Helper:
         with socket.socket() as ready:
             default = ready.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         self._has_other_default = default.rstrip(b"\0") != _CONGESTION
+        self._tun_name = socket.if_indextoname(tun_index)
+        self._gateway: _Gateway | None = None
 
     def set_up(self) -> None:
         net, route = self._netlink, self._route
@@ -148,6 +155,8 @@ class _Helper:
                     self._set_source(socket.AF_INET, words[1])
                     if self._has_ipv6:
                         self._set_source(socket.AF_INET6, words[2])
+                elif words[0] == "gateway":
+                    self._become_gateway(words[1])
             except OSError as error:
                 _send_failure(self._control, words[0], error)
             else:
@@ -193,6 +202,8 @@ class _Helper:
         with _Ignored(_NO_SUCH_ROUTE):
             self._netlink.remove_local(self._route, self._lo_index, address, metric=_METRIC_LOCAL)
         self._netlink.abort_tcp_from(address)
+        if self._gateway is not None:
+            self._gateway.end(address)
 
     def _set_source(self, family: int, source: str) -> None:
         old = self._sources.get(family, "-")
@@ -207,15 +218,77 @@ class _Helper:
             self._sources.pop(family)
             with _Ignored(_NO_SUCH_ROUTE):
                 net.remove_default(route, family, tun, metric=_METRIC_DEFAULT)
+        if self._gateway is not None:
+            self._gateway.use(4 if family == socket.AF_INET else 6, source)
         if old != "-":
             with _Ignored(_NO_SUCH_ADDRESS):
                 net.remove_address(route, tun, old)
+
+    def _become_gateway(self, nft: str) -> None:
+        from exit import device
+
+        net, route = self._netlink, self._route
+        index = socket.if_nametoindex(device.INNER_DEVICE)
+        gateway = _Gateway(nft)
+        # The filter stands before the first packet can be forwarded.
+        gateway.load(device.render_gateway(self._tun_name))
+        for name, value in (("rp_filter", "1"), ("accept_redirects", "0"), ("send_redirects", "0")):
+            _write_sysctl(f"ipv4/conf/{device.INNER_DEVICE}/{name}", value)
+        net.add_address(route, index, device.GATEWAY_V4, device.LENGTH_V4)
+        _write_sysctl("ipv4/ip_forward", "1")
+        if self._has_ipv6:
+            net.add_address(route, index, device.GATEWAY_V6, device.LENGTH_V6)
+            _write_sysctl("ipv6/conf/all/forwarding", "1")
+        net.set_link_up(route, index)
+        for family, source in self._sources.items():
+            gateway.use(4 if family == socket.AF_INET else 6, source)
+        self._gateway = gateway
 
     def _families(self) -> list[tuple[int, tuple[str, int]]]:
         families: list[tuple[int, tuple[str, int]]] = [(socket.AF_INET, INNER_V4)]
         if self._has_ipv6:
             families.append((socket.AF_INET6, INNER_V6))
         return families
+
+
+class _Gateway:
+    """The namespace's nftables table in whole-device mode."""
+
+    def __init__(self, nft: str) -> None:
+        from exit import device
+
+        self._nft = nft
+        self._device = device
+        self._addresses = {4: "-", 6: "-"}
+        self._alive: set[str] = set()
+
+    def use(self, version: int, address: str) -> None:
+        """Give new flows of an IP version this address, or none ("-")."""
+        old = self._addresses[version]
+        if address != old:
+            self.load(self._device.render_source(version, old, address))
+            self._addresses[version] = address
+            self._alive.add(address)
+
+    def end(self, address: str) -> None:
+        """End the flows of a circuit that is gone."""
+        if address in self._alive:
+            self._alive.discard(address)
+            self.load(self._device.render_gone(address))
+
+    def load(self, script: str) -> None:
+        """Have `nft` carry out a script; raises OSError."""
+        reader, writer = os.pipe()  # takes 64 KiB, many times a script
+        try:
+            os.write(writer, script.encode("ascii"))
+            os.close(writer)
+            actions = [(os.POSIX_SPAWN_DUP2, reader, 0)]
+            pid = os.posix_spawn(self._nft, [self._nft, "-f", "-"], {"LC_ALL": "C"}, file_actions=actions)
+        finally:
+            os.close(reader)
+        _, status = os.waitpid(pid, 0)
+        if status:
+            raise OSError(5, "nft refused the namespace's rules")
 
 
 _NO_SUCH_ROUTE, _NO_SUCH_ADDRESS = 3, 99  # ESRCH, EADDRNOTAVAIL
@@ -332,7 +405,9 @@ def _drop_privileges(libc: ctypes.CDLL) -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     kept = 1 << _CAP_NET_ADMIN
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
+    libc.capset(header, struct.pack("=6I", kept, kept, kept, 0, 0, 0))
+    # For `nft`, which this process starts as a gateway: without it only root's programs would have it.
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_NET_ADMIN, 0, 0)
 
 
 def _raise_descriptor_limit() -> None:

@@ -92,9 +92,11 @@ def set_link_up(netlink: Netlink, index: int) -> None:
     netlink.request(_RTM_NEWLINK, 0, struct.pack("=BxHiII", 0, 0, index, _IFF_UP, _IFF_UP))
 
 
-def add_address(netlink: Netlink, index: int, address: str) -> None:
-    """Add a host address (/32 or /128; IPv6 without duplicate address detection). One that exists is kept."""
-    netlink.request(_RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, _address(index, address))
+def add_address(netlink: Netlink, index: int, address: str, length: int | None = None) -> None:
+    """Add an address with a prefix of `length` bits; without, a host address (/32 or /128). IPv6 goes without
+    duplicate address detection. One that exists is kept.
+    """
+    netlink.request(_RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, _address(index, address, length))
 
 
 def remove_address(netlink: Netlink, index: int, address: str) -> None:
@@ -102,11 +104,12 @@ def remove_address(netlink: Netlink, index: int, address: str) -> None:
     netlink.request(_RTM_DELADDR, 0, _address(index, address))
 
 
-def _address(index: int, address: str) -> bytes:
+def _address(index: int, address: str, length: int | None = None) -> bytes:
     family, raw = pack_address(address)
     flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+    length = len(raw) * 8 if length is None else length
     return (
-        struct.pack("=BBBBI", family, len(raw) * 8, flags, _SCOPE_UNIVERSE, index)
+        struct.pack("=BBBBI", family, length, flags, _SCOPE_UNIVERSE, index)
         + _attribute(_IFA_LOCAL, raw)
         + _attribute(_IFA_ADDRESS, raw)
     )

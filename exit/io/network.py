@@ -259,7 +259,7 @@ async def _undo(journal: Journal) -> None:
     for entry in reversed(journal.entries):
         if entry.kind == "setting":
             restore_setting(entry)
-        else:
+        elif entry.kind == "table":
             await run_nft(render_removal(entry.target))
         journal.remove(entry)
 

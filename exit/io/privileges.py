@@ -72,12 +72,7 @@ def missing_privileges(*, status: str | None = None, tun_device: Path = _TUN_DEV
                 "run `chmod 0666 /dev/net/tun` as root: it is the capability that guards networks",
             )
         )
-    missing.extend(
-        Missing(f"the program `{program}` is missing", f"install it with `apt-get install {package}`")
-        for program, package in (("ip", "iproute2"), ("nft", "nftables"))
-        if find_program(program) is None
-    )
-    return missing
+    return missing + _missing_programs()
 
 
 def require_privileges() -> None:
@@ -85,6 +80,23 @@ def require_privileges() -> None:
     missing = missing_privileges()
     if missing:
         raise PrivilegeError("the exit cannot start; " + "; ".join(str(one) for one in missing))
+
+
+def require_device_privileges() -> None:
+    """Raise PrivilegeError, naming everything that is missing, unless whole-device mode can start."""
+    missing = []
+    if not held_capabilities(_STATUS.read_text()) >> CAP_NET_ADMIN & 1:
+        missing.append(
+            Missing(
+                "CAP_NET_ADMIN is missing, which whole-device mode needs to change this machine's routes and"
+                " firewall",
+                "run it as root, or with `AmbientCapabilities=CAP_NET_ADMIN` in its systemd unit"
+                " (docs/operations/whole-device.md)",
+            )
+        )
+    missing += _missing_programs()
+    if missing:
+        raise PrivilegeError("whole-device mode cannot start; " + "; ".join(str(one) for one in missing))
 
 
 def find_program(name: str) -> str | None:
@@ -134,6 +146,14 @@ def drop_capabilities(keep: Iterable[int] = (CAP_NET_ADMIN,)) -> None:
     for one in sorted(kept):
         if bits >> one & 1:
             prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, one)
+
+
+def _missing_programs() -> list[Missing]:
+    return [
+        Missing(f"the program `{program}` is missing", f"install it with `apt-get install {package}`")
+        for program, package in (("ip", "iproute2"), ("nft", "nftables"))
+        if find_program(program) is None
+    ]
 
 
 def _missing_capability(number: int, purpose: str) -> Missing:

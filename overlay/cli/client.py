@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from overlay.cli.manual import ManualCommand
@@ -20,10 +22,19 @@ from overlay.cli.options import Common, common_options, override_of, require
             "A circuit for the user name work alone.",
         ),
         ("hopfare exec -- git clone URL", "Send a whole program through it, whatever it knows of proxies."),
+        ("hopfare client --whole-device", "Everything that this machine does goes through it. As root."),
     ),
     notes=(
-        ("Privileges", "None where users may make namespaces; otherwise it says what to do."),
+        (
+            "Privileges",
+            "None where users may make namespaces; otherwise it says what to do. --whole-device needs "
+            "CAP_NET_ADMIN.",
+        ),
         ("Failing closed", "Without a working circuit nothing leaves; it never goes out another way."),
+        (
+            "Whole device",
+            "The machine stays locked when the client crashes: start it again, or run `hopfare stop`.",
+        ),
         ("Proxy", "SOCKS5 with CONNECT, UDP ASSOCIATE and Tor's RESOLVE; HTTP CONNECT on the same port."),
     ),
 )
@@ -34,8 +45,23 @@ from overlay.cli.options import Common, common_options, override_of, require
 @click.option(
     "--max-price", metavar="COINS", help="Most that a GB may cost, the whole path (payments.budget_per_gb)."
 )
+@click.option(
+    "--whole-device", is_flag=True, help="Send this whole machine's traffic through it (client.whole_device)."
+)
+@click.option(
+    "--direct",
+    metavar="NETWORK",
+    multiple=True,
+    help="Reach this address or network outside of the tunnel (client.direct). May be repeated.",
+)
 def client(
-    common: Common, socks: str | None, hops: str | None, exit_country: str | None, max_price: str | None
+    common: Common,
+    socks: str | None,
+    hops: str | None,
+    exit_country: str | None,
+    max_price: str | None,
+    whole_device: bool,
+    direct: tuple[str, ...],
 ) -> None:
     """Browse through relays: build circuits and offer them as a local SOCKS5 proxy, until stopped."""
     from overlay.node.choices import load_overrides
@@ -49,6 +75,8 @@ def client(
             override_of("--hops", "client", "hops", hops),
             override_of("--exit-country", "client", "exit_country", exit_country),
             override_of("--max-price", "payments", "budget_per_gb", max_price),
+            override_of("--whole-device", "client", "whole_device", "true" if whole_device else None),
+            override_of("--direct", "client", "direct", json.dumps(direct) if direct else None),
         ]
     )
     require(config, "client")
@@ -67,6 +95,8 @@ def client(
 
         def started() -> None:
             addresses = ", ".join(str(address) for address in config.client.socks)
+            if config.client.whole_device:
+                addresses += "; everything else that this machine sends goes through it too"
             progress.finish(
                 f"ready: SOCKS5 and HTTP CONNECT on {addresses}, {config.client.hops} relays on a path",
                 "`hopfare status` tells how it goes; Ctrl-C stops it",

@@ -7,11 +7,13 @@ import sys
 from typing import Any
 
 import click
+import trio
 
 from overlay.cli.errors import NOT_WORKING
 from overlay.cli.manual import ManualCommand
 from overlay.cli.options import Common, common_options, json_option
 from overlay.cli.render import render_circuits, render_status, render_why
+from overlay.errors import NotRunningError
 from overlay.node.io.local import call_local
 
 
@@ -67,6 +69,7 @@ def circuits(common: Common, as_json: bool, renew: bool, why: bool) -> None:
     cls=ManualCommand,
     examples=(
         ("hopfare stop", "Stop it and wait until it has tidied up."),
+        ("sudo hopfare stop", "Open a machine that a killed client in whole-device mode has left locked."),
         ("hopfare stop --drain", "A relay: take no new circuits and stop when the last has ended."),
     ),
 )
@@ -93,7 +96,16 @@ def stop(common: Common, drain: bool, limit: str) -> None:
             sys.exit(1)
         click.echo("stopped")
         return
-    call_local(state_dir, "stop")
+    try:
+        call_local(state_dir, "stop")
+    except NotRunningError:
+        from exit.io.device import lift_device
+        from overlay.node.io.whole_device import FOLDER
+
+        if not trio.run(lift_device, state_dir / FOLDER):
+            raise
+        click.echo("no client was running; this machine, which a killed one had left locked, is open again")
+        return
     if not wait_until_free(state_dir, timeout_s=15.0):
         click.echo("hopfare: it is stopping, but takes long over it", err=True)
         sys.exit(1)

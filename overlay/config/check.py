@@ -97,6 +97,13 @@ def check_client(config: Config) -> list[str]:
         problems.append(
             f"client.exclude_countries names {client.exit_country}, the exit_country that you ask for"
         )
+    if client.direct and not client.whole_device:
+        problems.append("client.direct is for client.whole_device = true: elsewhere nothing is routed")
+    problems += [
+        f"client.direct: {network} would let everything out"
+        for network in client.direct
+        if network.prefixlen == 0
+    ]
     if client.circuits_ready > client.max_circuits:
         problems.append("client.circuits_ready is more than client.max_circuits")
     return problems

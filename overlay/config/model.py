@@ -316,6 +316,18 @@ class ClientConfig:
     max_connections: int = _setting(
         "4096", values.integer(1, 60_000), "Most connections through the proxy at a time."
     )
+    whole_device: bool = _setting(
+        "false",
+        values.boolean,
+        "Send everything that this machine does through the circuits, and let nothing else out, also after a "
+        "crash.\nIt needs CAP_NET_ADMIN.",
+    )
+    direct: tuple[Network, ...] = _setting(
+        "[]",
+        values.each(values.address_or_network, at_most=64),
+        "With whole_device: addresses and networks that are reached outside of the tunnel, such as "
+        '["192.168.1.0/24"]\nfor printers, or whoever is logged in over ssh. DNS goes through the tunnel.',
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

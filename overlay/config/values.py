@@ -174,6 +174,16 @@ def network(value: object) -> Network:
     raise ValueError('must be a network such as "10.0.0.0/8" or "fd00::/8"')
 
 
+def address_or_network(value: object) -> Network:
+    """An IP network in CIDR form, or one address."""
+    if isinstance(value, str) and "/" not in value:
+        try:
+            return ipaddress.ip_network(value)
+        except ValueError:
+            raise ValueError('must be an address or a network such as "192.168.1.0/24"') from None
+    return network(value)
+
+
 def resolver(value: object) -> Address:
     """An IP address of a DNS server, with a port or without (53)."""
     if isinstance(value, str):

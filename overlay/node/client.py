@@ -55,6 +55,7 @@ from payments.tab import CloseReason
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
+    from exit.io.device import Device
     from overlay.config.model import Config
     from overlay.directory import Directory
     from overlay.links.link import Link
@@ -95,6 +96,8 @@ class ClientNode:
         self.proxy: ProxyServer | None = None
         self.money: Money | None = None
         self.purse: CustomerMoney | None = None
+        self.device: Device | None = None
+        """In whole-device mode."""
         self.is_asked_for_money = False
         """Whether a guard has sent terms of payment although payments are off."""
         self.started_s = trio.current_time()

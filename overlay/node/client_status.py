@@ -63,6 +63,7 @@ def describe_client(node: ClientNode) -> dict[str, Any]:
             }
             for node_id, link in node.links
         ],
+        **({"whole_device": node.device.status()} if node.device is not None else {}),
         "proxy": node.proxy.status() if node.proxy is not None else {},
         "dropped_without_circuit": node.engine.unknown_packets,
         "engine": node.engine.kind,

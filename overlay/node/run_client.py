@@ -15,12 +15,13 @@ import trio
 from circuits.errors import DecodeError as CircuitsDecodeError
 from circuits.guards import MAX_STATE_BYTES, GuardStore, decode_guards
 from exit.io.namespace import NamespaceError, open_namespace
-from exit.io.privileges import drop_capabilities
+from exit.io.privileges import CAP_NET_ADMIN, drop_capabilities
 from overlay.directory import Directory
 from overlay.engine.io.choice import open_links
 from overlay.engine.io.tun_loop import run_tun
 from overlay.errors import ConfigError
 from overlay.io.files import read_private
+from overlay.links.io.udp import put_mark
 from overlay.logs import get_logger
 from overlay.node.client import ClientNode
 from overlay.node.client_discovery import ClientDiscovery
@@ -30,6 +31,7 @@ from overlay.node.io.local import lock_state, serve_local
 from overlay.node.io.metrics import serve_metrics
 from overlay.node.io.money_start import open_money
 from overlay.node.io.process import settle
+from overlay.node.io.whole_device import admit_dials, open_whole_device
 from overlay.socks.io.listeners import open_listeners, systemd_descriptors
 from overlay.socks.io.server import ProxyLimits, ProxyServer, serve_proxy
 
@@ -72,8 +74,15 @@ async def run_client(
         )
         for listener in listeners:
             stack.callback(listener.close)
+        if config.client.whole_device:
+            progress("locking this machine")
+        device = await stack.enter_async_context(open_whole_device(config))
         progress("making a network namespace")
         namespace = await stack.enter_async_context(open_namespace())
+        if device is not None:
+            await device.connect(namespace)
+            for warning in device.warnings:
+                log.warning("whole_device_incomplete", reason=warning)
         nursery = await stack.enter_async_context(trio.open_nursery())
         discovery: ClientDiscovery | None = None
         known = directory.known_addresses()
@@ -109,8 +118,9 @@ async def run_client(
             await namespace.closed.wait()
             raise NamespaceError("the namespace helper ended: start the client again")
 
-        # The namespace's helper has what it needs; this process needs no privilege from here on.
-        drop_capabilities(())
+        # The namespace's helper has what it needs. From here on this process needs no privilege but, with a
+        # lock on the machine, that of changing it.
+        drop_capabilities(() if device is None else (CAP_NET_ADMIN,))
         await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
         nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
@@ -135,8 +145,15 @@ async def run_client(
                 task_status=task_status,
             )
 
+        if device is not None:
+            node.device = device
+            admit_dials(device, node.endpoint)
+            node.way_out.want()
+            nursery.start_soon(device.keep)
         node.proxy = await nursery.start(serve)
         await nursery.start(serve_local, config.state_dir, _Local(node, nursery.cancel_scope).handle)
+        if device is not None:
+            device.hold()
         try:
             await node.ready.wait()
             settle()
@@ -228,6 +245,7 @@ def _own_families(addresses: Iterable[IpAddress]) -> set[int]:
             continue
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            put_mark(probe)
             probe.connect((str(address), 9))  # sends nothing: asks the routing table
             families.add(int(address.version))
     return families or {4}

@@ -41,6 +41,10 @@ class WayOut:
         """Whether programs have a circuit now."""
         return self._lease is not None
 
+    def want(self) -> None:
+        """Keep a circuit as the way out from now on."""
+        self._wanted.set()
+
     def note_closed(self, circuit: Circuit) -> None:
         """A circuit is gone; if it was the way out there is none now."""
         if self._lease is not None and self._lease.circuit is circuit:
@@ -74,7 +78,7 @@ class WayOut:
 
     async def info(self) -> dict[str, Any]:
         """What `hopfare exec` needs, once programs have a way out."""
-        self._wanted.set()
+        self.want()
         if self._lease is None:
             with suppress(NoCircuit):  # raised the sooner if no guard can be reached
                 (await self._leases.lease(NO_ISOLATION, Destination("", 0, 0))).release()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from overlay.engine.native import NativeEngine
     from overlay.identity import Identity
     from overlay.links.backends.base import Address
+    from overlay.links.io.endpoint import BeforeDial
 
 Role = Literal["relay", "customer"]
 TICK_S: Final = 0.25
@@ -225,6 +226,7 @@ class NativeEndpoint:
         role: Role,
     ) -> None:
         self.engine = engine
+        self.before_dial: BeforeDial | None = None
         self.counters = EndpointCounters()
         self.acceptor_counters = AcceptorCounters()
         self._sockets = sockets
@@ -255,6 +257,8 @@ class NativeEndpoint:
         if all(sock.is_ipv6 != is_ipv6 for sock in self._sockets):
             family = "IPv6" if is_ipv6 else "IPv4"
             raise DialError(address, CloseCode.REFUSED, f"this node has no {family} socket")
+        if self.before_dial is not None:
+            await self.before_dial(address)
         if not has_route(address):
             raise DialError(address, CloseCode.NO_ROUTE, NO_ROUTE_REASON)
         signer = self._identity if self._role == "relay" else None

@@ -8,7 +8,7 @@ until the next timer is due or someone outside a batch has something to send. Ev
 import heapq
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import Final, Literal, TypeGuard, cast
@@ -66,6 +66,9 @@ class DialError(OverlayError):
         self.reason = reason
 
 
+BeforeDial = Callable[[Address], Awaitable[None]]
+
+
 class Endpoint:
     """All links of one node. Made by `open_endpoint`."""
 
@@ -80,6 +83,8 @@ class Endpoint:
         nursery: trio.Nursery,
     ) -> None:
         """For `open_endpoint` only."""
+        self.before_dial: BeforeDial | None = None
+        """Waited for with the address before each dial."""
         now = trio.current_time()
         self.counters = EndpointCounters()
         self._bug_log = RateLimit()
@@ -131,6 +136,8 @@ class Endpoint:
         """
         if self._identity is not None and expected == self._identity.node_id:
             raise DialError(address, CloseCode.REFUSED, "that is this node itself")
+        if self.before_dial is not None:
+            await self.before_dial(address)
         sock = self._socket_for(address)
         if sock is None:
             family = "IPv6" if ":" in address[0] else "IPv4"

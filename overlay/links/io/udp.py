@@ -48,11 +48,30 @@ _NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETD
 """What this machine's own routing answers, at once. What others say by ICMP is not asked for."""
 
 
+_mark = 0
+
+
+def mark_sockets(mark: int) -> None:
+    """Have all sockets that are made here from now on carry SO_MARK `mark`; 0 for none.
+
+    In whole-device mode the mark is what lets them by the tunnel that they carry. It needs CAP_NET_ADMIN.
+    """
+    global _mark
+    _mark = mark
+
+
+def put_mark(sock: socket.socket) -> None:
+    """Give a socket the mark of this process, if it has one. Raises OSError without CAP_NET_ADMIN."""
+    if _mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _mark)
+
+
 def has_route(address: tuple[str, int]) -> bool:
     """Tell whether this machine's own routing table has a way to a numeric address. Sends nothing."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            put_mark(probe)
             probe.connect(address)
     except OSError as error:
         return error.errno not in _NO_ROUTE
@@ -97,6 +116,7 @@ class UdpSocket:
 
     def _configure(self) -> None:
         sock = self.socket
+        put_mark(sock)
         for force, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             try:
                 sock.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
