@@ -193,15 +193,16 @@ def list_rules(direct: Iterable[Network], *, has_ipv6: bool) -> list[str]:
 def list_routes(*, has_ipv6: bool) -> list[str]:
     """Return the routes of our table, as the words of `ip` behind `route replace`, the family first.
 
-    The second of a family stays when the device is gone, and refuses at once.
+    The second of a family stays when the device is gone, and refuses at once. `onlink`, because a look-up of
+    the IPv6 gateway would find this very route.
     """
     routes = [
-        f"-4 default via {GATEWAY_V4} dev {DEVICE} src {HOST_V4} table {ROUTE_TABLE} metric 100",
+        f"-4 default via {GATEWAY_V4} dev {DEVICE} onlink src {HOST_V4} table {ROUTE_TABLE} metric 100",
         f"-4 unreachable default table {ROUTE_TABLE} metric 4096",
     ]
     if has_ipv6:
         routes += [
-            f"-6 default via {GATEWAY_V6} dev {DEVICE} src {HOST_V6} table {ROUTE_TABLE} metric 100",
+            f"-6 default via {GATEWAY_V6} dev {DEVICE} onlink src {HOST_V6} table {ROUTE_TABLE} metric 100",
             f"-6 unreachable default table {ROUTE_TABLE} metric 4096",
         ]
     return routes

@@ -240,6 +240,10 @@ class _Helper:
             net.add_address(route, index, device.GATEWAY_V6, device.LENGTH_V6)
             _write_sysctl("ipv6/conf/all/forwarding", "1")
         net.set_link_up(route, index)
+        # Before the rule for inner sources: the exit's DNS has one.
+        hosts = (device.HOST_V4, device.HOST_V6) if self._has_ipv6 else (device.HOST_V4,)
+        for host in hosts:
+            net.add_target_rule(route, host, table=net.TABLE_MAIN, priority=_RULE_PRIORITY - 1)
         for family, source in self._sources.items():
             gateway.use(4 if family == socket.AF_INET else 6, source)
         self._gateway = gateway

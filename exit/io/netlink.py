@@ -27,7 +27,7 @@ _IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 6, 7
-_FRA_SRC, _FRA_PRIORITY = 2, 6
+_FRA_DST, _FRA_SRC, _FRA_PRIORITY = 1, 2, 6
 _FR_ACT_TO_TBL = 1
 _RTN_UNICAST, _RTN_LOCAL, _RTN_UNREACHABLE = 1, 2, 7
 _RTPROT_STATIC = 4
@@ -173,6 +173,14 @@ def add_source_rule(netlink: Netlink, prefix: str, length: int, *, table: int, p
     family, raw = pack_address(prefix)
     header = struct.pack("=BBBBBBBBI", family, 0, length, 0, table, 0, 0, _FR_ACT_TO_TBL, 0)
     attributes = _attribute(_FRA_SRC, raw) + _attribute(_FRA_PRIORITY, struct.pack("=I", priority))
+    netlink.request(_RTM_NEWRULE, _NLM_F_CREATE | _NLM_F_EXCL, header + attributes)
+
+
+def add_target_rule(netlink: Netlink, address: str, *, table: int, priority: int) -> None:
+    """Make packets to `address` use `table`."""
+    family, raw = pack_address(address)
+    header = struct.pack("=BBBBBBBBI", family, 8 * len(raw), 0, 0, table, 0, 0, _FR_ACT_TO_TBL, 0)
+    attributes = _attribute(_FRA_DST, raw) + _attribute(_FRA_PRIORITY, struct.pack("=I", priority))
     netlink.request(_RTM_NEWRULE, _NLM_F_CREATE | _NLM_F_EXCL, header + attributes)
 
 

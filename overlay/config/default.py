@@ -41,7 +41,9 @@ def render_manual() -> str:
         parts.append("| key | default | meaning |\n|---|---|---|\n")
         for key, (_attribute, setting) in list_settings(section).items():
             default = "see below" if "\n" in setting.default else f"`{setting.default}`"
-            parts.append(f"| `{key}` | {default} | {setting.text} |\n")
+            # A row of a table is one line.
+            text = setting.text.replace("\n", " ")
+            parts.append(f"| `{key}` | {default} | {text} |\n")
         parts.append("\n")
     policy = list_settings("exit")["policy"][1].default.strip("'\n")
     parts.append(f"The default of `exit.policy`:\n\n```\n{policy}\n```\n")

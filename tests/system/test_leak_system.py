@@ -2,12 +2,11 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from labkit import CLIENT, PROXY, SystemLab, wait_until
+from leaks_watch import ELSEWHERE, GUARD, guarded, only_to_the_guard
 from watching import (
     IP_PAGE,
     VISITOR,
@@ -18,7 +17,7 @@ from watching import (
     total_down,
     visit,
 )
-from wire import decode, strangers
+from wire import strangers
 
 from overlay.demo import names
 from overlay.demo.box import Process
@@ -27,34 +26,11 @@ from overlay.demo.lab import python_environment
 
 pytestmark = pytest.mark.system
 
-GUARD = "r1"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BROWSER_FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# Where a program tries to get out: the internet, the machine's own network, other relays, the guard itself.
-ELSEWHERE = (
-    *(names.WWW_V4, names.WWW_V6, names.DNS_V4, "10.200.0.254", "10.2.0.1", "10.1.0.1"),
-    *("fd00:2::1", "fd00:1::1", "192.0.2.1", "224.0.0.251", "ff02::fb"),
-)
-
-
-def guarded(lab: SystemLab) -> dict[str, dict[str, list[str]]]:
-    """Settings with one guard, so that it is known beforehand where packets may go."""
-    return {"client": {"guards": [lab.relay(GUARD).id]}}
-
-
-@contextmanager
-def only_to_the_guard(lab: SystemLab, least: int = 10) -> Iterator[None]:
-    """Watch the machine's only link; nothing but the guard's packets may be on it, and `least` of those."""
-    with lab.capture_all(CLIENT, segmented=False) as captures:
-        yield
-    packets = captures[CLIENT].packets()
-    assert captures[CLIENT].missed == 0
-    own, guard = addresses(lab, CLIENT), addresses(lab, GUARD)
-    assert strangers(packets, own, guard, PORT) == []
-    assert sum(1 for packet in packets if decode(packet.ip).destination in guard) >= least
 
 
 def hammer(lab: SystemLab, folder: Path) -> Process:
