@@ -500,6 +500,13 @@ class Money:
             "startup_credit_wei": self.purses.starts.total_wei,
         }
 
+    def totals(self) -> dict[str, float]:
+        """What was earned, claimed, spent and paid for gas in all, nearly. Reads the disk: for a thread.
+
+        Raises LedgerError.
+        """
+        return self.ledger.totals(self._domain)
+
     def list_problems(self) -> list[str]:
         """Sentences on what is wrong with money, for the operator."""
         found = list(self.problems.values())

@@ -460,7 +460,11 @@ async def run_relay(config: Config, *, as_exit: bool, started: Callable[[], None
             )
         # Everything that needs privileges is done; what undoes the exit's network needs this one.
         drop_capabilities((CAP_NET_ADMIN,) if as_exit else ())
-        await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
+        await stack.enter_async_context(
+            serve_metrics(
+                config.node.metrics, node.status, node.money.totals if node.money is not None else None
+            )
+        )
         nursery.start_soon(_keep_time, node, nursery.cancel_scope)
         nursery.start_soon(_keep_directory, node, config)
         if node.discovery is not None:

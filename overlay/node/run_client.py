@@ -121,7 +121,11 @@ async def run_client(
         # The namespace's helper has what it needs. From here on this process needs no privilege but, with a
         # lock on the machine, that of changing it.
         drop_capabilities(() if device is None else (CAP_NET_ADMIN,))
-        await stack.enter_async_context(serve_metrics(config.node.metrics, node.status))
+        await stack.enter_async_context(
+            serve_metrics(
+                config.node.metrics, node.status, node.money.totals if node.money is not None else None
+            )
+        )
         nursery.start_soon(end_with_namespace)
         nursery.start_soon(pump)
         nursery.start_soon(node.keep_pool)

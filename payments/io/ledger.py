@@ -345,6 +345,19 @@ class Ledger:
             ).fetchall()
         return [DayEarnings(r[0], r[1], r[2], r[3], int(r[4]), int(r[5]), int(r[6])) for r in rows]
 
+    def totals(self, domain: Domain) -> dict[str, float]:
+        """Return what was earned, claimed, spent and paid for gas in all, in wei, nearly: for graphs only.
+
+        SQLite adds them as floating point, since wei of some coins are more than its integers hold.
+        """
+        spent = sum(state.worth_wei for _, state, _ in self.purses("payer", domain))
+        with self._read() as db:
+            earned, claimed = db.execute(
+                "SELECT TOTAL(CAST(earned_wei AS REAL)), TOTAL(CAST(claimed_wei AS REAL)) FROM earnings"
+            ).fetchone()
+            (gas,) = db.execute("SELECT TOTAL(CAST(gas_wei AS REAL)) FROM transactions").fetchone()
+        return {"earned_wei": earned, "claimed_wei": claimed, "spent_wei": float(spent), "gas_wei": gas}
+
     def get_note(self, name: str) -> str | None:
         """Return a small text kept under `name` (a budget's memory, a block number), or None."""
         with self._read() as db:

@@ -1,3 +1,4 @@
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from overlay.descriptor import Address
 from overlay.errors import ConfigError
 from overlay.metrics import SERIES, collect_metrics
 from overlay.node.io.metrics import serve_metrics
+from payments.errors import LedgerError
 
 PEER = "hcahhkok2r3sn2jmqcmxlwpzbhkpaxoxt5wcnxhzpdh4v6ouwb4q"
 STATUS = {
@@ -75,6 +77,30 @@ async def test_a_scrape_shows_the_totals_and_names_nobody():
         assert not any(name[0].startswith("hopfare_exit") for name in found)
     with pytest.raises(urllib.error.URLError):
         await fetch(address)
+
+
+async def test_money_is_in_the_scrape():
+    address = Address("127.0.0.1", free_port())
+    wei = {"earned_wei": 3e18, "claimed_wei": 2e18, "spent_wei": 1e18, "gas_wei": 5e12}
+    async with serve_metrics(address, lambda: STATUS, lambda: wei):
+        found = read(await fetch(address))
+    for name, value in wei.items():
+        assert found[f"hopfare_{name}_total",] == value
+
+    def unreadable():
+        raise LedgerError("The ledger cannot be read.")
+
+    async with serve_metrics(address, lambda: STATUS, unreadable):
+        found = read(await fetch(address))
+    assert ("hopfare_ready",) in found
+    assert ("hopfare_earned_wei_total",) not in found
+
+
+def test_every_graph_of_the_dashboard_has_its_metric():
+    folder = Path(__file__).resolve().parents[2] / "docs" / "operations"
+    used = set(re.findall(r"hopfare_[a-z0-9_]+", (folder / "grafana-dashboard.json").read_text()))
+    known = {series.name + ("_total" if series.kind == "counter" else "") for series in SERIES}
+    assert used <= known | {"hopfare_info", "hopfare_links", "hopfare_problems"}
 
 
 async def test_an_address_in_use_is_named():

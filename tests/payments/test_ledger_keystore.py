@@ -55,6 +55,24 @@ def test_what_is_stored_is_loaded_again(tmp_path: Path) -> None:
         assert ledger.claims(Domain(1, DOMAIN.contract), b"\x02" * 20) == []
 
 
+def test_totals_for_graphs(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert ledger.totals(DOMAIN) == {"earned_wei": 0, "claimed_wei": 0, "spent_wei": 0, "gas_wei": 0}
+        for day in range(3):
+            ledger.add_earnings(DayEarnings(day, b"\x01" * 20, 10, 5, 10**19, 10**18, 7))
+        assert ledger.load("payer", PURSE) == EMPTY
+        ledger.store("payer", PURSE, state(index=4))
+        ledger.put_transaction(
+            StoredTransaction(31337, b"\x05" * 20, 0, "claim", b"\x06" * 32, b"raw", "mined", 9, 10**15, 1.0)
+        )
+        assert ledger.totals(DOMAIN) == {
+            "earned_wei": 3e19,
+            "claimed_wei": 3e18,
+            "spent_wei": 1040,
+            "gas_wei": 1e15,
+        }
+
+
 def test_a_purse_is_remembered_before_its_first_ticket(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         other = PurseKeyed(DOMAIN, b"\x01" * 20, b"\x03" * 20)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from overlay.descriptor import Address
 from overlay.errors import ConfigError
+from payments.errors import LedgerError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def serve_metrics(
-    address: Address | None, status: Callable[[], Mapping[str, Any]]
+    address: Address | None,
+    status: Callable[[], Mapping[str, Any]],
+    totals: Callable[[], Mapping[str, float]] | None = None,
 ) -> AsyncIterator[None]:
     """Answer scrapes on `address` while the block runs; nothing without an address.
 
+    `status` is called in the node's loop, `totals` (of its money) in a thread, as it may wait for the disk.
     Raises ConfigError if the address cannot be listened on.
     """
     if address is None:
@@ -30,7 +34,7 @@ async def serve_metrics(
     from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_make_collector(status))
+    registry.register(_make_collector(status, totals))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     try:
@@ -49,7 +53,9 @@ async def serve_metrics(
             await trio.to_thread.run_sync(thread.join)
 
 
-def _make_collector(status: Callable[[], Mapping[str, Any]]) -> Any:
+def _make_collector(
+    status: Callable[[], Mapping[str, Any]], totals: Callable[[], Mapping[str, float]] | None
+) -> Any:
     from prometheus_client.registry import Collector
 
     from overlay.metrics import collect_metrics
@@ -63,6 +69,9 @@ def _make_collector(status: Callable[[], Mapping[str, Any]]) -> Any:
                 current = trio.from_thread.run_sync(status, trio_token=token)
             except (trio.RunFinishedError, trio.Cancelled):
                 return  # the node is stopping
+            if totals is not None:
+                with suppress(LedgerError):  # a disk that cannot be read leaves its figures out
+                    current = {**current, "payments": totals()}
             yield from collect_metrics(current)
 
     return NodeCollector()
