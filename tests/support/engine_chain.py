@@ -121,8 +121,10 @@ class Chain:
         roots: Sequence[bytes] = ROOTS,
         addresses: InnerAddresses = CLIENT,
         suite: int = 2,
+        *,
+        settles: bool = True,
     ):
-        """Enter a circuit at every node, from the exit to the client."""
+        """Enter a circuit at every node, from the exit to the client; with ``settles`` all know it then."""
         hops, nodes = self.hops, self.nodes
         self.exit = nodes[-1].engine.exit(
             roots[hops - 1], suite, self.links[-1][1], circuit_id, Price(self.meters[-1], 1), addresses
@@ -143,7 +145,7 @@ class Chain:
         self.client = nodes[0].engine.client(
             roots[:hops], suite, self.links[0][0], circuit_id, Price(self.meters[0], 1), addresses
         )
-        for node in self.nodes:
+        for node in self.nodes if settles else ():
             node.settle()
         return self.client
 
