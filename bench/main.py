@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import builds
 import chain
 import load
 import targets
@@ -28,7 +29,7 @@ from overlay.errors import OverlayError
 QUICK = {"reps": 1, "size_mb": 50, "ttfb_samples": 20, "seq_requests": 100, "conc_requests": 500}
 SLOW_BACKENDS = {"aioquic"}  # a tenth of the volume is enough to see their speed
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-PARTS = ("down", "up", "req", "udp", "hops", "mem")
+PARTS = ("down", "up", "req", "build", "udp", "hops", "mem")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,7 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--parts",
         default=",".join(PARTS),
-        help="of: down, up, req (small requests, builds), udp, hops (chains of 1 to 4), mem (of circuits)",
+        help="of: down, up, req (small requests, builds), build (rate and CPU of builds), udp, "
+        "hops (chains of 1 to 4), mem (of circuits)",
     )
     load.add_options(parser)
     return parser.parse_args()
@@ -171,6 +173,13 @@ def _hopfare(
         idle_s=0.0 if arguments.quick else chain.IDLE_S,
         build_count=15 if arguments.quick else 50,
     )
+    if "build" in parts:
+        try:
+            count = 100 if len(parts) < len(PARTS) else 400
+            result["build_rate"] = builds.measure(backend, arguments.hops, count, _say)
+        except (OverlayError, RuntimeError, OSError) as error:
+            fine = False
+            _say(f"  builds could not be measured: {error}")
     if "hops" in parts:
         by_hops = result.setdefault("by_hops", {})
         for hops in range(1, 5):
