@@ -188,7 +188,15 @@ impl Proxy {
         self.shared.send(Command::Sockets { family, sockets });
     }
 
-    /// A connection that was handed over has ended.
+    /// Carry a connection that was made and answered on a grant's circuit; gives both sockets away. `early` goes
+    /// upstream first.
+    fn carry(&self, grant: GrantName, client: RawFd, upstream: RawFd, early: Vec<u8>) {
+        // SAFETY: the caller gives these descriptors away: nobody else closes them.
+        let (client, upstream) = unsafe { (OwnedFd::from_raw_fd(client), OwnedFd::from_raw_fd(upstream)) };
+        self.shared.send(Command::Carry { grant, client, upstream, early });
+    }
+
+    /// A connection that was handed over has ended, or was given back to be carried.
     fn returned(&self) {
         self.shared.send(Command::Returned);
     }

@@ -86,12 +86,12 @@ impl Grants {
         is_idle
     }
 
-    /// A connection begins.
-    pub fn take(&mut self, name: GrantName) {
-        if let Some(grant) = self.by_name.get(&name) {
-            grant.cell.connections.fetch_add(1, Ordering::Relaxed);
-            grant.cell.used.fetch_add(1, Ordering::Relaxed);
-        }
+    /// A connection begins, by a request of its own or by what Python has made. False if there is no such grant.
+    pub fn take(&mut self, name: GrantName, is_request: bool) -> bool {
+        let Some(grant) = self.by_name.get(&name) else { return false };
+        grant.cell.connections.fetch_add(1, Ordering::Relaxed);
+        grant.cell.used.fetch_add(u64::from(is_request), Ordering::Relaxed);
+        true
     }
 
     /// A connection has ended. True if it was the last one of a revoked grant, which is gone.
@@ -186,8 +186,7 @@ mod tests {
     fn a_revoked_grant_lives_until_its_last_connection_ends() {
         let mut grants = Grants::default();
         grants.add(1, grant(b"k", 7));
-        grants.take(1);
-        grants.take(1);
+        assert!(grants.take(1, true) && grants.take(1, false) && !grants.take(3, true));
         assert!(!grants.revoke(1));
         assert!(grants.find(b"k").is_none());
         grants.add(2, grant(b"k", 8));

@@ -67,7 +67,14 @@ pub enum Command {
         family: Family,
         sockets: Vec<OwnedFd>,
     },
-    /// A connection that was handed over has ended.
+    /// A connection that Python has made and answered: carry it to its end. `early` goes upstream first.
+    Carry {
+        grant: GrantName,
+        client: OwnedFd,
+        upstream: OwnedFd,
+        early: Vec<u8>,
+    },
+    /// A connection that was handed over has ended, or has come back with `Carry`.
     Returned,
     /// Fails on purpose: the test that a fault in this thread ends the node.
     Fail,

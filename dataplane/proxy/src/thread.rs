@@ -298,20 +298,10 @@ impl ProxyThread {
                 Err(_) => continue,
             };
             self.shared.totals.accepted.fetch_add(1, Ordering::Relaxed);
-            self.next_round = self.next_round.wrapping_add(1) & 0x7fff_ffff;
-            let round = self.next_round;
-            let slot = self.conns.insert(Conn {
-                round,
-                client,
-                state: State::Handshake(Handshake::default()),
-                answered: 0,
-                has_input: false,
-                began: self.now,
-                last_active: self.now,
-            });
-            let data = pack(Id { slot, round }, CLIENT);
-            if epoll::add(&self.epoll, &self.conns[slot].client, data, STREAM_EVENTS).is_err() {
-                self.end(slot, true);
+            let id = self.insert(client, State::Handshake(Handshake::default()));
+            let client = &self.conns[id.slot].client;
+            if epoll::add(&self.epoll, client, pack(id, CLIENT), STREAM_EVENTS).is_err() {
+                self.end(id.slot, true);
             }
         }
     }
@@ -410,7 +400,7 @@ impl ProxyThread {
         if let Host::Address(address) = request.host {
             self.shared.note_address(address);
         }
-        self.grants.take(grant);
+        self.grants.take(grant, true);
         let conn = &mut self.conns[id.slot];
         if let State::Handshake(handshake) = &mut conn.state {
             conn.state = State::Connecting(Box::new(Connecting {
@@ -690,6 +680,7 @@ impl ProxyThread {
                 self.grants.learn(circuit, host, addresses, until, self.now);
             }
             Command::Sockets { family, sockets } => self.take_sockets(family, sockets),
+            Command::Carry { grant, client, upstream, early } => self.carry(grant, client, upstream, early),
             Command::Returned => {
                 self.handed_over = self.handed_over.saturating_sub(1);
                 self.room_again();
@@ -697,6 +688,42 @@ impl ProxyThread {
             Command::Fail => panic!("told to fail"),
             Command::Stop => self.is_stopping = true,
         }
+    }
+
+    fn carry(&mut self, grant: GrantName, client: OwnedFd, upstream: OwnedFd, early: Vec<u8>) {
+        if !self.grants.take(grant, false) {
+            sys::reset(upstream);
+            return sys::reset(client);
+        }
+        self.shared.totals.established.fetch_add(1, Ordering::Relaxed);
+        let spliced =
+            Spliced { upstream, which: 1, grant, up: Pipe::new(early), down: Pipe::new(Vec::new()) };
+        let id = self.insert(client, State::Spliced(Box::new(spliced)));
+        let State::Spliced(it) = &self.conns[id.slot].state else { return };
+        // The first events tell all that both sockets have: what was not read, and that early data can be sent.
+        if epoll::add(&self.epoll, &self.conns[id.slot].client, pack(id, CLIENT), STREAM_EVENTS).is_err()
+            || epoll::add(&self.epoll, &it.upstream, pack(id, 1), STREAM_EVENTS).is_err()
+        {
+            return self.end(id.slot, true);
+        }
+        if is_silent(&self.conns, id) {
+            self.silent.push_back((self.now + SILENT, id));
+        }
+    }
+
+    fn insert(&mut self, client: OwnedFd, state: State) -> Id {
+        self.next_round = self.next_round.wrapping_add(1) & 0x7fff_ffff;
+        let round = self.next_round;
+        let slot = self.conns.insert(Conn {
+            round,
+            client,
+            state,
+            answered: 0,
+            has_input: false,
+            began: self.now,
+            last_active: self.now,
+        });
+        Id { slot, round }
     }
 
     /// A circuit is dead: nothing that it carried can go on.

@@ -119,8 +119,8 @@ class Connection:
     ) -> None:
         """Go on where the native proxy stopped: the client sent `data` and has `answered` bytes of answers.
 
-        `age_s`: since it came or, with an `attempt`, since it asked. A request that succeeds is offered to
-        the native proxy under `key`.
+        `age_s`: since it came or, with an `attempt`, since it asked. A connection that stands is given
+        back with `key`, which names the request's kind.
         """
         try:
             self._answered = answered
@@ -249,7 +249,9 @@ class Connection:
                 self._server.spawn(self._run)
             elif isinstance(event, Established):
                 self._machine = None
-                if self._association is None:
+                if self._association is None and self._server.front is not None:
+                    self._give_back(event.early)
+                elif self._association is None:
                     self._splice(event.early)
                 else:
                     self._enter(_State.ASSOCIATED, math.inf)
@@ -379,21 +381,10 @@ class Connection:
         self._upstream = upstream
         self._server.poller.replace(upstream.fileno(), self._on_upstream)
         self._finish(SUCCESS)
-        self._offer()
         if self._state is _State.SPLICED and not self._up.bytes_moved:
             self._server.silent.add(self._acknowledge)
         if events & (READABLE | READ_CLOSED):
             self._on_upstream(events)
-
-    def _offer(self) -> None:
-        """Let the native proxy serve requests like this one from here on."""
-        front, lease = self._server.front, self._lease
-        if front is None or lease is None or self._key is None:
-            return
-        assert self._isolation is not None and self._destination is not None
-        self._lease = front.offer(self._key, self._isolation, self._destination, lease)
-        if self._lease is not lease:
-            self._lease.watch(self._on_circuit_closed)
 
     def _acknowledge(self) -> None:
         """Let the server know that the connection is there: its client may be waiting for its first word."""
@@ -425,6 +416,20 @@ class Connection:
         return Outcome(Reply.SUCCEEDED, host=host, port=port)
 
     # Established.
+
+    def _give_back(self, early: bytes) -> None:
+        """Have the native proxy carry the connection, and requests like this one from here on."""
+        server, upstream, lease = self._server, self._upstream, self._lease
+        assert server.front is not None and upstream is not None and lease is not None
+        assert self._isolation is not None and self._destination is not None
+        self._state = _State.CLOSED
+        self._lease = None
+        for sock in (self._client, upstream):
+            server.poller.remove(sock.fileno())
+        server.front.carry(
+            self._key, self._isolation, self._destination, lease, self._client, upstream, early
+        )
+        server.remove(self)
 
     def _splice(self, early: bytes) -> None:
         assert self._upstream is not None

@@ -1,11 +1,12 @@
 """The native data path's Python half: what is granted, the leases behind it, what is handed over.
 
 The crate's thread (`dataplane/proxy`) accepts clients and reads their handshakes. The first request of a
-kind is handed over and served here; when it succeeded, `offer` *grants* its kind (credentials, port, family
-and, where they isolate, the host) the circuit it was served on, and teaches the name that it asked for.
-Requests of that kind then need no Python. A grant holds one lease for all its connections. It ends when the
-circuits, asked again while it is used (`REFRESH_S`), choose another one, when it was not used for a while
-(`UNUSED_S`), or when its circuit dies. docs/protocol/socks.md, docs/decisions/0018-native-proxy.md.
+kind is handed over and made here; when it succeeded, `carry` gives the connection back, *grants* its kind
+(credentials, port, family and, where they isolate, the host) the circuit it was made on, and teaches the
+name that it asked for. Requests of that kind then need no Python. A grant holds one lease for all its
+connections. It ends when the circuits, asked again while it is used (`REFRESH_S`), choose another one, when
+no request used it for a while (`UNUSED_S`), or when its circuit dies. docs/protocol/socks.md,
+docs/decisions/0018-native-proxy.md.
 """
 
 from __future__ import annotations
@@ -104,7 +105,13 @@ class _Grant:
     )
 
     def __init__(
-        self, name: int, key: bytes, isolation: Isolation, destination: Destination, lease: Lease, now: float
+        self,
+        name: int,
+        key: bytes | None,
+        isolation: Isolation,
+        destination: Destination,
+        lease: Lease,
+        now: float,
     ) -> None:
         self.name = name
         self.key = key
@@ -203,7 +210,7 @@ class NativeFront:
         status["grants"] = len(self._by_key)
 
     def returned(self) -> None:
-        """A connection that was handed over has ended."""
+        """A connection that was handed over has ended, or is carried by the thread again."""
         self._proxy.returned()
 
     def revoke_all(self) -> None:
@@ -255,27 +262,41 @@ class NativeFront:
         grant = self._grants.get(name)
         return None if grant is None or grant.is_dead else Share(grant)
 
-    def offer(self, key: bytes, isolation: Isolation, destination: Destination, lease: Lease) -> Lease:
-        """A request of this kind was served on a lease: let the thread serve the next ones there.
-
-        Returns the lease to use instead: the grant takes the given one over, which must not be watched yet or
-        will be watched no more.
+    def carry(
+        self,
+        key: bytes | None,
+        isolation: Isolation,
+        destination: Destination,
+        lease: Lease,
+        client: socket.socket,
+        upstream: socket.socket,
+        early: bytes,
+    ) -> None:
+        """Have the thread carry a connection that was made on this lease, which is taken over like both
+        sockets, and serve the next requests of this `key`'s kind by itself (None: there is no such kind).
         """
-        grant = self._by_key.get(key)
-        now = trio.current_time()
-        if grant is None or grant.lease.circuit is not lease.circuit:
-            if isinstance(lease, Share) or self._is_closed:
-                return lease  # of a grant that was taken back meanwhile: the next request will ask
+        grant = None if key is None else self._by_key.get(key)
+        is_fresh = grant is None or grant.lease.circuit is not lease.circuit
+        if is_fresh and key is not None and not isinstance(lease, Share):
             if grant is not None:
                 self._revoke(grant)
-            if len(self._by_key) >= MAX_GRANTS:
-                return lease
-            grant = self._grant(key, isolation, destination, lease)
-            lease = Share(grant)
-        self._teach(grant, destination, now)
-        return lease
+            grant = self._grant(
+                key if len(self._by_key) < MAX_GRANTS else None, isolation, destination, lease
+            )
+        elif is_fresh:
+            grant = self._grant(None, isolation, destination, lease)
+        else:
+            lease.release()
+        assert grant is not None
+        self._proxy.carry(grant.name, client.detach(), upstream.detach(), early)
+        if grant.key is None:
+            self._revoke(grant)  # for this connection alone
+        else:
+            self._teach(grant, destination, trio.current_time())
 
-    def _grant(self, key: bytes, isolation: Isolation, destination: Destination, lease: Lease) -> _Grant:
+    def _grant(
+        self, key: bytes | None, isolation: Isolation, destination: Destination, lease: Lease
+    ) -> _Grant:
         grant = _Grant(next(self._names), key, isolation, destination, lease, trio.current_time())
         circuit = self._circuit_names.get(lease.circuit)
         if circuit is None:
@@ -283,10 +304,12 @@ class NativeFront:
         grant.circuit = circuit
         grant.cell = self._crate.GrantCell()
         v6 = lease.source_v6
-        self._grants[grant.name] = self._by_key[key] = grant
+        self._grants[grant.name] = grant
+        if key is not None:
+            self._by_key[key] = grant
         self._proxy.grant(
             grant.name,
-            key,
+            key or b"",
             circuit,
             ip_address(lease.source_v4).packed,
             None if v6 is None else ip_address(v6).packed,
@@ -313,7 +336,7 @@ class NativeFront:
     # Grants' ends.
 
     def _revoke(self, grant: _Grant, *, abort: bool = False) -> None:
-        if self._by_key.get(grant.key) is grant:
+        if grant.key is not None and self._by_key.get(grant.key) is grant:
             del self._by_key[grant.key]
         if not grant.is_revoked or abort:
             grant.is_revoked = True

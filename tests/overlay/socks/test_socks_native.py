@@ -75,6 +75,32 @@ async def test_the_second_of_a_kind_needs_no_python(host: str) -> None:
         assert lease.opened[0] == port
 
 
+async def test_what_python_has_made_is_carried_by_the_thread() -> None:
+    async with open_native() as lab, open_server(echo) as port:
+        streams = []
+        for number in range(2):
+            stream = await lab.dial()
+            await stream.send_all(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: x\r\n\r\nearly" % port)
+            expected = b"HTTP/1.1 200 Connection established\r\n\r\nearly"
+            assert await receive(stream, len(expected)) == expected
+            streams.append(stream)
+            assert (on_grants(lab), handed_over(lab)) == (number + 1, number + 1)
+        assert not lab.server._connections
+        assert lab.server.status()["grants"] == 0, "it stands for no kind of request"
+        lab.circuits.leases[0].die()
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(streams[0])
+        await streams[1].send_all(b"late")
+        assert await receive(streams[1], 4) == b"late"
+        assert not lab.circuits.leases[1].is_released
+        await streams[1].send_eof()
+        assert await receive_all(streams[1]) == b""
+        await until(lambda: lab.circuits.leases[1].is_released)
+        status = lab.server.status()
+        assert (status["established"], status["connections"]) == (2, 0)
+        assert (status["bytes_up"], status["bytes_down"]) == (14, 14)
+
+
 async def test_users_have_circuits_of_their_own() -> None:
     async with open_native() as lab, open_server(echo) as port:
         for user in ("alice", "bob"):

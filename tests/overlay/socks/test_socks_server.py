@@ -303,9 +303,9 @@ async def test_a_slow_reader_holds_back_the_sender_and_loses_nothing() -> None:
             held = sent
             await trio.testing.wait_all_tasks_blocked(0.1)
         # Kernel buffers of two connections and one of ours.
-        assert held < 16 << 20
-        (connection,) = lab.server._connections
-        assert len(connection._down._pending) <= BUFFER_BYTES
+        assert held < 24 << 20
+        for connection in lab.server._connections:  # none on the native proxy
+            assert len(connection._down._pending) <= BUFFER_BYTES
         expected = hashlib.sha256()
         for _ in range(size // 65536):
             expected.update(bytes(range(256)) * 256)
