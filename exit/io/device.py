@@ -49,7 +49,7 @@ from exit.io.privileges import find_program, require_device_privileges
 from exit.io.programs import list_with_ip, run_nft, run_program
 
 #: How often rules that another program has removed are put back. Nothing leaks meanwhile, it only stops.
-LOOK_S = 10.0
+LOOK_S = 5.0
 _PRIORITIES = (PRIORITY_DIRECT, PRIORITY_DHCP, PRIORITY_TUNNEL)
 _SSH_PORT = 22
 _ESTABLISHED = "01"
