@@ -21,6 +21,7 @@ from overlay.engine.io.choice import make_engine, open_links
 from overlay.engine.io.tun_loop import run_tun
 from overlay.engine.meters import Meter
 from overlay.identity import Identity
+from overlay.links.limits import LinkLimits
 
 HAS_NATIVE = importlib.util.find_spec("hopfare_dataplane") is not None
 KINDS = ["python", "native"] if HAS_NATIVE else ["python"]
@@ -156,7 +157,9 @@ class Chain:
 
 
 @contextlib.asynccontextmanager
-async def open_chain(kinds: Sequence[str], *, relayed: bool = False, **options) -> AsyncIterator[Chain]:
+async def open_chain(
+    kinds: Sequence[str], *, relayed: bool = False, limits: LinkLimits | None = None, **options
+) -> AsyncIterator[Chain]:
     """Nodes of these kinds in a row, linked; the first is the customer. `relayed`: a UDP relay is between it
     and the next.
     """
@@ -173,6 +176,7 @@ async def open_chain(kinds: Sequence[str], *, relayed: bool = False, **options) 
                     None if is_client else node.identity,
                     node.engine,
                     role="customer" if is_client else "relay",
+                    limits=limits,
                 )
             )
             if i in (0, len(kinds) - 1):
