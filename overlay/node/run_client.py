@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from overlay.config.model import Config
     from overlay.directory import IpAddress
 
-MIN_DESCRIPTORS = 512
-"""Open files: the namespace's sockets kept ready (224), the node's own, and two for each of a browser's
-hundred connections.
+MIN_DESCRIPTORS = 640
+"""Open files: the namespace's sockets kept ready (224, and 160 by the native proxy), the node's own, and two
+for each of a browser's hundred connections.
 """
 
 log = get_logger("client")
