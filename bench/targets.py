@@ -105,6 +105,7 @@ def _build(results: Results) -> float:
 
 _FIRST = _median("ttfb_ms")
 _BUILD_CPU = _at("build_rate", "one_by_one", "cpu_ms")
+_TOR_BUILD_CPU = _at("build_extendcircuit_ms", "cpu_ms_per_circuit")
 _ONE_BY_ONE, _AT_ONCE = _median("requests_seq", "req_per_s"), _median("requests_conc", "req_per_s")
 
 TARGETS: Sequence[Target] = (
@@ -112,7 +113,7 @@ TARGETS: Sequence[Target] = (
     *_streams("up", "upload"),
     Target("first byte of a small GET", "ms", _FIRST, {"qh3": 8.0}, True, _FIRST, 1.0),
     Target("circuit build, median", "ms", _build, {"qh3": 15.0}, True, _median("build_auto_ms"), 1.0),
-    Target("CPU, circuit build", "ms", _BUILD_CPU, {}, True, _at("build_auto_ms", "cpu_ms_per_circuit"), 1.0),
+    Target("CPU, circuit build", "ms", _BUILD_CPU, {}, True, _TOR_BUILD_CPU, 1.0),
     Target("circuit builds, one at a time", "1/s", _at("build_rate", "one_by_one", "per_s"), {}),
     Target("circuit builds, 16 at once", "1/s", _at("build_rate", "at_once", "per_s"), {}),
     Target("small GETs, one at a time", "1/s", _ONE_BY_ONE, {"qh3": 300.0}, False, _ONE_BY_ONE, 1.0),
