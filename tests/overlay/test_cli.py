@@ -182,8 +182,9 @@ def test_a_network_is_made_with_the_commands_alone(run, home):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("client",), "network.seed_list is not set"),
-        (("relay",), "network.seed_list_key is not set"),
+        (("client",), "no network is named: either network.seed_list and network.seed_list_key"),
+        (("client", "--set", "network.seed_list=x"), "network.seed_list_key is not set"),
+        (("relay",), "or a chain and its registry"),
         (("exit", "--set", "exit.policy=accept *:80"), "--set exit.policy=accept *:80: exit.policy: "),
         (("client", "--hops", "5"), "--hops 5: client.hops = 5: must be a whole number from 1 to 4"),
         (("client", "--socks", "1080"), 'for this machine only: "127.0.0.1:1080"'),

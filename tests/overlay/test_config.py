@@ -241,7 +241,8 @@ def test_root_has_the_systems_folders():
 
 
 def test_settings_that_do_not_agree():
-    assert len(check_network(parse())) == 2
+    assert len(check_network(parse())) == 1
+    assert "seed_list_key is not set" in check_network(parse("[network]\nseed_list = 'x'"))[0]
     listed = parse("[network]\ndiscovery = 'list'")
     assert any("relay.advertise is not set" in problem for problem in check_relay(listed))
     assert not any("relay.advertise" in problem for problem in check_relay(parse()))
