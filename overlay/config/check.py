@@ -25,9 +25,9 @@ def check_network(config: Config) -> list[str]:
         return problems
     if config.seed_list is None and config.network.seed_list_key is None:
         return [
-            "no network is named: either network.seed_list and network.seed_list_key (somebody's signed "
-            "list of relays and the key that signs it), or a chain and its registry ([payments] with chain_id, "
-            "rpc, purses and registry)"
+            "no network is named: either network.seed_list and network.seed_list_key (somebody's "
+            "signed list of relays and the key that signs it), or a chain and its registry "
+            "([payments] with chain_id, rpc, purses and registry)"
         ]
     if config.seed_list is None:
         problems.append("network.seed_list is not set: name the file with the network's list of relays")

@@ -259,7 +259,7 @@ exclude_countries = ["IS"]
 circuits_ready = 9
 max_circuits = 8
 """)
-    assert len(check_client(config)) == 2 + 4
+    assert len(check_client(config)) == 1 + 4
     assert len(list_warnings(parse("[client]\nsocks = '0.0.0.0:1080'\nhops = 1"))) == 2
     assert list_warnings(parse()) == []
 
