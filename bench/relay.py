@@ -3,7 +3,8 @@
 Each engine has a thread of its own whose CPU time the kernel counts, so "packets per second and core" is what
 the relay's thread would carry with a core for itself, also where the others take theirs. Parts: memory (of
 idle circuits; first, while the process is small), packets (both lanes), circuits (growth with 1, 100 and
-10,000 of them), links (growth with idle neighbours), latency (of an echo beside load).
+10,000 of them), links (growth with idle neighbours), latency (of an echo beside load), threads (of the relay:
+what a circuit costs whose links are on different ones).
 
     bench/relay --parts packets,memory --json results.json
 """
@@ -31,13 +32,13 @@ import targets  # noqa: E402
 import trio  # noqa: E402
 from engine_chain import HAS_NATIVE, Chain, open_chain  # noqa: E402
 from engine_net import CLIENT, tcp4, udp4  # noqa: E402
-from relay_alone import cpu_s, data_threads  # noqa: E402
+from relay_alone import cpu_s, data_threads, more_threads  # noqa: E402
 
 from exit.io.tun import Tun  # noqa: E402
 from overlay.engine.interface import InnerAddresses, Price  # noqa: E402
 from overlay.engine.io.choice import make_engine, open_links  # noqa: E402
 
-PARTS = ("memory", "packets", "circuits", "links", "latency")
+PARTS = ("memory", "packets", "circuits", "links", "latency", "threads")
 OUT = bytes([93, 184, 216, 34])
 KINDS = ("native",) * 3
 WARM_UP_S = 0.5
@@ -107,11 +108,12 @@ class Load:
 
 async def watch(chain: Chain, seconds: float) -> dict[str, float]:
     """What the relay's thread paid for each packet that it carried."""
-    relay = data_threads()[1]
+    relay = [data_threads()[1], *more_threads()]
     await trio.sleep(WARM_UP_S)
-    used, carried, begun = cpu_s(relay), _carried(chain), time.monotonic()
+    used, carried, begun = sum(map(cpu_s, relay)), _carried(chain), time.monotonic()
     await trio.sleep(seconds)
-    used, carried, wall = cpu_s(relay) - used, _carried(chain) - carried, time.monotonic() - begun
+    used, carried = sum(map(cpu_s, relay)) - used, _carried(chain) - carried
+    wall = time.monotonic() - begun
     if not carried:
         raise RuntimeError("the relay carried nothing")
     return {
@@ -135,6 +137,19 @@ async def packets(seconds: float) -> list[dict[str, Any]]:
             offload(chain)
             with Load(chain, [burst(lane, CLIENT.v4, size)]):
                 rows.append({"lane": lane, "payload": size, **await watch(chain, seconds)})
+    return rows
+
+
+async def threads(seconds: float, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """One circuit through a relay with ever more threads: with two, its links are on different ones."""
+    rows = []
+    for lane, size in (("datagram", 1200), ("stream", 1340)):
+        for count in counts:
+            async with open_chain(("native", "threads", "native"), threads=count) as chain:
+                chain.add_circuit()
+                offload(chain)
+                with Load(chain, [burst(lane, CLIENT.v4, size)]):
+                    rows.append({"lane": lane, "threads": count, **await watch(chain, seconds)})
     return rows
 
 
@@ -316,6 +331,7 @@ def main() -> int:
     parser.add_argument("--circuits", default="1,100,10000", help="counts for growth (default 1,100,10000)")
     parser.add_argument("--idle", default="100,1000,10000", help="idle circuits (default 100,1000,10000)")
     parser.add_argument("--links", default="0,10,60", help="idle links beside (default 0,10,60)")
+    parser.add_argument("--threads", default="1,2", help="threads of the relay (default 1,2)")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not HAS_NATIVE:
@@ -327,6 +343,7 @@ def main() -> int:
         "links": lambda: links(arguments.seconds, _counts(arguments.links)),
         "memory": lambda: memory(_counts(arguments.idle)),
         "latency": lambda: latency(arguments.seconds),
+        "threads": lambda: threads(arguments.seconds, _counts(arguments.threads)),
     }
     report: dict[str, Any] = {"load_average": os.getloadavg()[0], "cores": os.cpu_count()}
     for part in arguments.parts.split(","):

@@ -36,6 +36,13 @@ def data_threads() -> list[int]:
     )
 
 
+def more_threads() -> list[int]:
+    """Threads beyond an engine's first."""
+    tasks = Path("/proc/self/task")
+    names = {int(task.name): (task / "comm").read_text().strip() for task in tasks.iterdir()}
+    return sorted(task for task, name in names.items() if name.startswith("hopfare-data") and name[12:])
+
+
 def cpu_s(thread: int) -> float:
     """CPU seconds of one thread of ours, as exactly as the scheduler counts them."""
     return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[0]) / 1e9

@@ -79,6 +79,12 @@ class NodeConfig:
             "everywhere and is the reference; auto takes the native one where it is installed.",
         ),
     )
+    engine_threads: int = _setting(
+        "1",
+        values.threads,
+        "Threads of the native engine, 1 to 64: neighbours are spread over them. More than one pays where\n"
+        'one thread fills a core and others are idle. "auto": one less than there are cores, at most 8.',
+    )
     memory_limit_bytes: int = _setting(
         '"128 MiB"',
         values.size_bytes("16 MiB", "1 TiB"),

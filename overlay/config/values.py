@@ -48,6 +48,15 @@ def integer(least: int, most: int) -> Parser[int]:
     return parse
 
 
+def threads(value: object) -> int:
+    """A number of threads, or 0 for "auto"."""
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+        raise ValueError('must be "auto" or a whole number from 1 to 64')
+    return value
+
+
 def boolean(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -181,24 +181,32 @@ class Node:
 
 def default_carriers(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return what carries the nodes that a lab says nothing about, in turn: what the variable
-    ``HOPFARE_LAB_ENGINE`` asks for ("native", "python", or "mixed"), else whichever engine there is. Raises
-    LabError.
+    ``HOPFARE_LAB_ENGINE`` asks for ("native", "threads", "python", or "mixed"), else whichever engine there
+    is. Raises LabError.
     """
     asked = environ.get(ENGINE_VARIABLE, "auto")
     try:
-        return {"auto": ("auto",), "native": ("native",), "python": ("qh3",), "mixed": ("native", "qh3")}[
-            asked
-        ]
+        return {
+            "auto": ("auto",),
+            "native": ("native",),
+            "threads": ("threads",),
+            "python": ("qh3",),
+            "mixed": ("native", "qh3"),
+        }[asked]
     except KeyError:
-        raise LabError(f"{ENGINE_VARIABLE} is {asked!r}: it may be auto, native, python or mixed") from None
+        raise LabError(
+            f"{ENGINE_VARIABLE} is {asked!r}: it may be auto, native, threads, python or mixed"
+        ) from None
 
 
 def carrier(quic: str) -> dict[str, Value]:
-    """Return what [node] says for the native engine ("native"), the Python engine on "qh3" or "aioquic", or
-    whichever there is ("auto").
+    """Return what [node] says for the native engine ("native", or with several "threads"), the Python engine
+    on "qh3" or "aioquic", or whichever there is ("auto").
     """
     if quic in ("auto", "native"):
         return {"engine": quic}
+    if quic == "threads":
+        return {"engine": "native", "engine_threads": 3}
     return {"engine": "python", "quic": quic}
 
 

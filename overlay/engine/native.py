@@ -1,9 +1,9 @@
 """The native engine's Python half: flows, meters and what the node above asks, turned into commands.
 
-Packets, QUIC, sockets and the TUN are in the crate `hopfare_dataplane` (folder `dataplane/`), in a thread of
-its own. What is asked here is put in its queue and carried out in order; what it has to say comes as events,
-which `overlay.engine.io.native_links` takes and hands to `handle_event`. Calls are of one task, as for the
-Python engine, whose behaviour this follows.
+Packets, QUIC, sockets and the TUN are in the crate `hopfare_dataplane` (folder `dataplane/`), in threads of
+its own. What is asked here is put in the queue of the thread that it concerns and carried out in order; what
+the crate has to say comes as events, which `overlay.engine.io.native_links` takes and hands to
+`handle_event`. Calls are of one task, as for the Python engine, whose behaviour this follows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from overlay.engine.meters import Meter
 from overlay.errors import OverlayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
     from exit.policy import PolicyTable
     from overlay.engine.gate import GateCounters
     from overlay.engine.interface import EngineEvents
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the crate's interface; one that was built for another is not used."""
 _SUITES = (1, 2)
 
@@ -211,10 +211,11 @@ class NativeEngine:
 
     kind = "native"
 
-    def __init__(self, events: EngineEvents[Any], *, memory_limit_bytes: int) -> None:
+    def __init__(self, events: EngineEvents[Any], *, memory_limit_bytes: int, threads: int = 1) -> None:
         """Load the crate; nothing runs before the links are opened. Raises NativeEngineError."""
         crate = load_crate()
-        self.crate: Any = crate.Engine(memory_limit_bytes)
+        self.crate: Any = crate.Engine(memory_limit_bytes, threads)
+        self.threads = threads
         self.budget = _Budget(self.crate, memory_limit_bytes)
         self._crate_module: Any = crate
         self._events = events
@@ -240,7 +241,11 @@ class NativeEngine:
         id_out: int,
         price_out: Price,
     ) -> NativeFlow:
-        """Join two links. Raises KeyError when a link is down, ValueError for an id or suite of no use."""
+        """Join two links.
+
+        Raises KeyError when a link is down, ValueError for an id or suite of no use, and for two meters with
+        a limit that already belong to different threads.
+        """
         front, back = self._links[link_in], self._links[link_out]
         _check_suite(suite)
         _check_id(front, id_in)
@@ -249,7 +254,9 @@ class NativeEngine:
             raise ValueError(f"circuit id {id_out} is in use on this link")
         prices = self._price(price_in), self._price(price_out)
         flow = self._add(((link_in, id_in), (link_out, id_out)), (price_in.meter, price_out.meter), None)
-        self.crate.relay(
+        return self._place(
+            flow,
+            self.crate.relay,
             flow.name,
             root,
             suite,
@@ -261,7 +268,6 @@ class NativeEngine:
             prices[1],
             flow.cell,
         )
-        return flow
 
     def exit(
         self, root: bytes, suite: int, link: Any, circuit_id: int, price: Price, addresses: InnerAddresses
@@ -271,8 +277,8 @@ class NativeEngine:
         charged = self._price(price)
         flow = self._add(ends, (price.meter,), addresses)
         inner = addresses.v4, addresses.v6
-        self.crate.exit(flow.name, root, suite, link.name, circuit_id, charged, inner, flow.cell)
-        return flow
+        end = link.name, circuit_id, charged, inner, flow.cell
+        return self._place(flow, self.crate.exit, flow.name, root, suite, *end)
 
     def client(
         self,
@@ -288,8 +294,8 @@ class NativeEngine:
         charged = self._price(price)
         flow = self._add(ends, (price.meter,), addresses)
         inner = addresses.v4, addresses.v6
-        self.crate.client(flow.name, list(roots), suite, link.name, circuit_id, charged, inner, flow.cell)
-        return flow
+        end = link.name, circuit_id, charged, inner, flow.cell
+        return self._place(flow, self.crate.client, flow.name, list(roots), suite, *end)
 
     def echo(self, flow: FlowHandle, token: bytes) -> None:
         """Send an echo request of 8 bytes; nothing happens on a flow that was dropped."""
@@ -412,6 +418,14 @@ class NativeEngine:
         self._flows[flow.name] = flow
         for link, circuit_id in ends:
             self._links[link][circuit_id] = flow
+        return flow
+
+    def _place(self, flow: NativeFlow, add: Callable[..., None], *arguments: Any) -> NativeFlow:
+        try:
+            add(*arguments)
+        except ValueError:  # its meters are charged in different threads
+            self._forget(flow)
+            raise
         return flow
 
     def _forget(self, flow: NativeFlow) -> None:

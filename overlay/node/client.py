@@ -124,7 +124,12 @@ class ClientNode:
         self.discovery: ClientDiscovery | None = None
         self.last_failure = ""
         self.ready = trio.Event()
-        self.engine = make_engine(config.node.engine, self, memory_limit_bytes=config.node.memory_limit_bytes)
+        self.engine = make_engine(
+            config.node.engine,
+            self,
+            memory_limit_bytes=config.node.memory_limit_bytes,
+            threads=config.node.engine_threads,
+        )
         self.engine.attach_tun(namespace.tun, by_source=True)
         settings = PoolSettings(
             spares=config.client.circuits_ready,

@@ -111,6 +111,7 @@ class RelayNode:
             config.node.engine,
             self,
             memory_limit_bytes=config.node.memory_limit_bytes,
+            threads=config.node.engine_threads,
             gate=lambda addresses: self._exit().gate(addresses),
         )
         self.switch: CircuitSwitch[Link] = CircuitSwitch(

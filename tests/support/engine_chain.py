@@ -24,15 +24,24 @@ from overlay.identity import Identity
 from overlay.links.limits import LinkLimits
 
 HAS_NATIVE = importlib.util.find_spec("hopfare_dataplane") is not None
-KINDS = ["python", "native"] if HAS_NATIVE else ["python"]
+PLAIN = ["python", "native"] if HAS_NATIVE else ["python"]
+KINDS = [*PLAIN, "threads"] if HAS_NATIVE else PLAIN
+"""Engines; "threads" is the native one with several."""
 TUN_MTU = 1400
+THREADS = 3
 
 
 class ChainNode:
     """One engine on real links, with a record of what it told the node above."""
 
     def __init__(
-        self, name: str, kind: str, memory_limit_bytes: int = 64 << 20, *, has_offload: bool = False
+        self,
+        name: str,
+        kind: str,
+        memory_limit_bytes: int = 64 << 20,
+        threads: int = THREADS,
+        *,
+        has_offload: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -48,12 +57,13 @@ class ChainNode:
             parse_policy("accept *:*"), DenyList(), dns_addresses=[DNS.v4, DNS.v6 or b""]
         )
         self.engine = make_engine(
-            kind,
+            "native" if kind == "threads" else kind,
             self,
             memory_limit_bytes=memory_limit_bytes,
+            threads=threads if kind == "threads" else 1,
             gate=lambda addresses: ExitGate(self.table, addresses, DNS, self.gate_counters),
         )
-        if kind == "native":
+        if kind != "python":
             self.engine.set_policy(self.table, DNS)
         ours, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, self.tun):
@@ -203,8 +213,8 @@ async def open_chain(
 def mixtures(hops: int) -> list[tuple[str, ...]]:
     """All of one kind, and each kind at each place among the other."""
     rows = [(kind,) * (hops + 1) for kind in KINDS]
-    if len(KINDS) > 1:
-        for odd in KINDS:
-            base = KINDS[1 - KINDS.index(odd)]
+    if len(PLAIN) > 1:
+        for odd in PLAIN:
+            base = PLAIN[1 - PLAIN.index(odd)]
             rows += [tuple(odd if i == at else base for i in range(hops + 1)) for at in range(hops + 1)]
     return rows

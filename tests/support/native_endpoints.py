@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import trio
+from engine_chain import THREADS
 from links_net import ACCEPTOR, DIALLER, Recorder
 
 from overlay.engine.io.native_links import open_native_links
@@ -25,8 +26,9 @@ class Watch(Recorder):
 
 @contextlib.asynccontextmanager
 async def open_one(kind, host, identity, watch, *, role="relay", limits=None, alpn="hopfare/1"):
-    if kind == "native":
-        engine = NativeEngine(watch, memory_limit_bytes=1 << 24)
+    if kind in ("native", "threads"):
+        threads = THREADS if kind == "threads" else 1
+        engine = NativeEngine(watch, memory_limit_bytes=1 << 24, threads=threads)
         async with open_native_links(
             [host], identity, engine, role=role, limits=limits, alpn=alpn
         ) as endpoint:

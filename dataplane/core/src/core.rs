@@ -2,9 +2,12 @@
 //! calls `pump`; packets leave through the `Driver` within these calls, news through `take_events`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::budget::{Budget, Pool};
+use crate::crossing::{all, Receiver, ShardId, Unit};
 use crate::driver::{
     AddError, Driver, Event, Fault, FlowCounters, FlowId, InnerAddresses, LinkId, Now, Root,
 };
@@ -24,7 +27,7 @@ use crate::vnet;
 /// Flows whose keys are looked at in one go: 0.2 ms if all of them have keys to change.
 const SWEEP_FLOWS: usize = 128;
 /// Above this a customer's TUN rests a moment.
-const ENTRY_REST_BYTES: usize = 1024 * 1024;
+pub const ENTRY_REST_BYTES: usize = 1024 * 1024;
 
 struct Slot {
     generation: u32,
@@ -35,7 +38,9 @@ struct Slot {
 pub struct Core {
     flows: Vec<Slot>,
     free: VecDeque<u32>,
-    by_address: Map<Address, u32>,
+    pub(crate) by_address: Map<Address, u32>,
+    /// Addresses whose circuits are on other shards, by the names of their flows.
+    pub(crate) foreign: Map<Address, (ShardId, u64)>,
     /// Flows from here on have not been looked at by the present `expire`.
     sweep: usize,
     pub(crate) shared: Shared,
@@ -48,12 +53,24 @@ pub struct Core {
 impl Core {
     /// An engine whose queues may hold this much in all.
     pub fn new(memory_limit_bytes: usize) -> Core {
+        Core::with_budget(Budget::new(memory_limit_bytes))
+    }
+
+    /// One shard of an engine whose queues may hold this much in all.
+    pub fn sharded(memory_limit_bytes: usize, pool: Arc<Pool>, shard: ShardId, shards: usize) -> Core {
+        let mut core = Core::with_budget(Budget::shared(memory_limit_bytes, pool, usize::from(shard)));
+        core.set_shards(shards);
+        core
+    }
+
+    fn with_budget(budget: Budget) -> Core {
         Core {
             flows: Vec::new(),
             free: VecDeque::new(),
             by_address: Map::default(),
+            foreign: Map::default(),
             sweep: 0,
-            shared: Shared::new(memory_limit_bytes),
+            shared: Shared::new(budget),
             unknown_packets: 0,
             unknown_frames: 0,
         }
@@ -132,6 +149,10 @@ impl Core {
 
     /// One raw read of the TUN: a packet, behind its virtio_net_hdr if it has offloads.
     pub fn on_tun(&mut self, raw: &[u8], now: Now) {
+        self.take_tun(raw, now, true);
+    }
+
+    pub(crate) fn take_tun(&mut self, raw: &[u8], now: Now, may_cross: bool) {
         let Some(tun) = self.shared.tun else { return };
         let (header, packet) = if tun.has_offload {
             let Some((header, packet)) = raw.split_first_chunk() else { return };
@@ -142,7 +163,12 @@ impl Core {
         let Some((protocol, source, destination)) = ip::addresses(packet) else { return };
         let address = if tun.by_source { source } else { destination };
         let Some(&place) = self.by_address.get(&address) else {
-            self.unknown_packets += 1;
+            match self.foreign.get(&address) {
+                Some(&(shard, _)) if may_cross => {
+                    self.shared.cross_tun(shard, raw);
+                }
+                _ => self.unknown_packets += 1,
+            }
             return;
         };
         let Some(flow) = self.flows[place as usize].flow.as_deref_mut() else { return };
@@ -172,16 +198,21 @@ impl Core {
 
     /// Whether a customer's TUN should rest a moment: its kernel then holds TCP back without a loss.
     pub fn entry_is_full(&self) -> bool {
+        self.entry_bytes() > ENTRY_REST_BYTES
+    }
+
+    /// Bytes of TCP that wait at the entries of all circuits here.
+    pub fn entry_bytes(&self) -> usize {
         let waiting = |&place: &u32| match self.flows[place as usize].flow.as_deref() {
             Some(Flow { kind: Kind::Endpoint(endpoint), .. }) => endpoint.entry_bytes(),
             _ => 0,
         };
-        self.by_address.values().map(waiting).sum::<usize>() > ENTRY_REST_BYTES
+        self.by_address.values().map(waiting).sum()
     }
 
     // -- flows
 
-    fn has_end(&self, link: LinkId, id: u32) -> Result<bool, AddError> {
+    pub(crate) fn has_end(&self, link: LinkId, id: u32) -> Result<bool, AddError> {
         match self.shared.links.get(link as usize) {
             Some(Some(link)) => Ok(id == 0 || link.ends.contains_key(&id)),
             _ => Err(AddError::UnknownLink),
@@ -193,7 +224,7 @@ impl Core {
         self.has_end(link, id).unwrap_or(true)
     }
 
-    fn add(&mut self, ends: Vec<End>, kind: Kind) -> FlowId {
+    pub(crate) fn add(&mut self, ends: Vec<End>, kind: Kind) -> FlowId {
         let place = self.free.pop_front().unwrap_or_else(|| {
             self.flows.push(Slot { generation: 0, flow: None });
             (self.flows.len() - 1) as u32
@@ -272,14 +303,14 @@ impl Core {
         }
         let addresses = endpoint.addresses;
         let flow = self.add(vec![End::new(link, id)], Kind::Endpoint(endpoint));
-        self.by_address.insert(Address::V4(addresses.v4), flow as u32);
-        if let Some(v6) = addresses.v6 {
-            self.by_address.insert(Address::V6(v6), flow as u32);
+        for address in all(addresses) {
+            self.foreign.remove(&address);
+            self.by_address.insert(address, flow as u32);
         }
         Ok(flow)
     }
 
-    fn find(&self, flow: FlowId) -> Option<u32> {
+    pub(crate) fn find(&self, flow: FlowId) -> Option<u32> {
         let place = flow as u32;
         let found = self.flows.get(place as usize)?.flow.as_deref()?;
         (found.id == flow).then_some(place)
@@ -313,6 +344,7 @@ impl Core {
         let held = match &mut flow.kind {
             Kind::Endpoint(endpoint) => endpoint.held.take(&mut shared.budget),
             Kind::Relay(relay) => relay.held.take(&mut shared.budget),
+            Kind::Outpost(_) => return,
         };
         for (side, frame) in held {
             if let Err(fault) = flow.on_train(shared, EndRef { flow: place, side }, frame, now, d) {
@@ -340,12 +372,16 @@ impl Core {
 
     /// End a flow because of a fault.
     pub(crate) fn fail(&mut self, place: u32, fault: Fault, d: &mut impl Driver) {
-        if let Some(flow) = self.remove(place, d) {
+        let Some(flow) = self.remove(place, d) else { return };
+        if let Kind::Outpost(outpost) = &flow.kind {
+            let (shard, home) = outpost.key();
+            self.shared.cross_word(shard, Receiver::Home(home), Unit::Ended(fault));
+        } else {
             self.shared.events.push(Event::FlowLost { flow: flow.id, fault, counters: flow.counters });
         }
     }
 
-    fn remove(&mut self, place: u32, d: &mut impl Driver) -> Option<Box<Flow>> {
+    pub(crate) fn remove(&mut self, place: u32, d: &mut impl Driver) -> Option<Box<Flow>> {
         let slot = self.flows.get_mut(place as usize)?;
         let mut flow = slot.flow.take()?;
         slot.generation = slot.generation.wrapping_add(1);
@@ -353,11 +389,18 @@ impl Core {
         let shared = &mut self.shared;
         let ends = flow.ends.len();
         match &mut flow.kind {
-            Kind::Relay(relay) => drop(relay.held.take(&mut shared.budget)),
+            Kind::Relay(relay) => {
+                relay.held.take(&mut shared.budget);
+                if let Some((shard, to)) = relay.across {
+                    shared.cross_word(shard, to, Unit::Ended(Fault::LinkClosed));
+                }
+            }
+            Kind::Outpost(outpost) => {
+                shared.outposts.remove(&outpost.key());
+            }
             Kind::Endpoint(endpoint) => {
                 endpoint.clear(shared);
-                let InnerAddresses { v4, v6 } = endpoint.addresses;
-                for address in [Some(Address::V4(v4)), v6.map(Address::V6)].into_iter().flatten() {
+                for address in all(endpoint.addresses) {
                     if self.by_address.get(&address) == Some(&place) {
                         self.by_address.remove(&address);
                     }
@@ -392,7 +435,7 @@ impl Core {
 
     /// Over the limit: end the flows that hold the most until it is kept.
     pub(crate) fn free_memory(&mut self, d: &mut impl Driver) {
-        while self.shared.budget.is_over() {
+        while self.shared.budget.is_over() && self.shared.budget.holds_most() {
             let sizes = self.flows.iter().enumerate().filter_map(|(place, slot)| {
                 slot.flow.as_deref().map(|flow| (flow.queued_bytes(), place as u32))
             });

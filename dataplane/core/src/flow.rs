@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use crate::crossing::Outpost;
 use crate::driver::{Driver, Fault, FlowCounters, FlowId, Now};
 use crate::endpoint::Endpoint;
 use crate::relay::Relay;
@@ -13,6 +14,8 @@ pub(crate) enum Kind {
     Relay(Relay),
     /// A link and the TUN.
     Endpoint(Endpoint),
+    /// A link and the flow on another shard.
+    Outpost(Outpost),
 }
 
 /// See the module.
@@ -31,7 +34,7 @@ impl Flow {
     }
 
     fn touch(&mut self, shared: &mut Shared) {
-        if !self.is_dirty {
+        if !self.is_dirty && !matches!(self.kind, Kind::Outpost(_)) {
             self.is_dirty = true;
             shared.dirty_flows.push(self.id);
         }
@@ -41,6 +44,7 @@ impl Flow {
         let inside = match &self.kind {
             Kind::Relay(relay) => relay.held.bytes(),
             Kind::Endpoint(endpoint) => endpoint.queued_bytes(),
+            Kind::Outpost(_) => 0,
         };
         inside + self.ends.iter().map(End::queued_bytes).sum::<usize>()
     }
@@ -49,12 +53,13 @@ impl Flow {
         match &mut self.kind {
             Kind::Relay(relay) => relay.expire(now),
             Kind::Endpoint(endpoint) => endpoint.expire(now),
+            Kind::Outpost(_) => {}
         }
     }
 
     pub fn has_trains(&self, place: EndRef) -> bool {
         match &self.kind {
-            Kind::Relay(_) => !self.ends[usize::from(place.side)].trains.is_empty(),
+            Kind::Relay(_) | Kind::Outpost(_) => !self.ends[usize::from(place.side)].trains.is_empty(),
             Kind::Endpoint(endpoint) => endpoint.has_trains(),
         }
     }
@@ -83,6 +88,10 @@ impl Flow {
                 now,
                 d,
             ),
+            Kind::Outpost(outpost) => {
+                outpost.on_train(shared, frame);
+                Ok(())
+            }
         }
     }
 
@@ -110,6 +119,10 @@ impl Flow {
                 now,
                 d,
             ),
+            Kind::Outpost(outpost) => {
+                outpost.on_single(shared, packet, now);
+                Ok(())
+            }
         }
     }
 
@@ -124,6 +137,7 @@ impl Flow {
     ) -> Result<Option<BytesMut>, Fault> {
         match &mut self.kind {
             Kind::Relay(relay) => Ok(relay.pull_train(shared, &mut self.ends, place, max_units, now, d)),
+            Kind::Outpost(outpost) => Ok(outpost.pull_train(shared, &mut self.ends[0], max_units)),
             Kind::Endpoint(endpoint) => {
                 let frame = endpoint.pull_train(shared, &mut self.counters, max_units, now, d);
                 self.touch(shared);
@@ -144,6 +158,7 @@ impl Flow {
             Kind::Relay(relay) => {
                 Ok(relay.pull_single(shared, &mut self.ends, &mut self.counters, place, now))
             }
+            Kind::Outpost(outpost) => Ok(outpost.pull_single(shared, &mut self.ends[0], now)),
             Kind::Endpoint(endpoint) => {
                 let pulled = endpoint.pull_single(shared, &self.ends[0], &mut self.counters, now, d);
                 self.touch(shared);

@@ -15,6 +15,7 @@ pub mod build;
 pub mod coalesce;
 pub mod core;
 pub mod credit;
+pub mod crossing;
 pub mod driver;
 pub mod endpoint;
 mod entry;
@@ -31,6 +32,7 @@ pub mod params;
 pub mod policy;
 pub mod queue;
 pub mod relay;
+pub mod ring;
 pub mod segment;
 mod shared;
 pub mod suites;
@@ -39,6 +41,7 @@ pub mod vnet;
 pub mod window;
 
 pub use crate::core::Core;
+pub use crate::crossing::{Crossing, Receiver, ShardId, Unit};
 pub use crate::driver::{
     AddError, Driver, Event, Fault, FlowCounters, FlowId, InnerAddresses, LinkId, Now, Root, Traffic,
 };

@@ -1,9 +1,8 @@
 //! A circuit through this relay: packets of one link, changed by one layer, for another.
 
-use std::collections::VecDeque;
-
 use bytes::BytesMut;
 
+use crate::crossing::{Receiver, ShardId, Unit};
 use crate::driver::{Driver, Fault, FlowCounters, Now, Root};
 use crate::layers::{Lane, Opened, RelayBackward, RelayForward};
 use crate::meter::{Meters, Price};
@@ -23,6 +22,8 @@ pub(crate) struct Relay {
     forward_singles: RelayForward,
     backward_trains: RelayBackward,
     backward_singles: RelayBackward,
+    /// Where its other end is, if not on this shard, and what it is called there.
+    pub across: Option<(ShardId, Receiver)>,
     pub held: Held,
 }
 
@@ -36,6 +37,7 @@ impl Relay {
             forward_singles: RelayForward::new(root, suite, Lane::Datagram),
             backward_trains: RelayBackward::new(root, suite, Lane::Stream),
             backward_singles: RelayBackward::new(root, suite, Lane::Datagram),
+            across: None,
             held: Held::default(),
         }
     }
@@ -99,10 +101,12 @@ impl Relay {
             counters.backward.packets += units as u64;
         }
         let other = EndRef { flow: place.flow, side: 1 - place.side };
+        if let (Some((shard, to)), 0) = (self.across, place.side) {
+            shared.cross_train(shard, to, frame);
+            return Ok(());
+        }
         let end = &mut ends[usize::from(other.side)];
-        end.train_bytes += frame.len();
-        shared.budget.add(frame.len());
-        end.trains.push_back(frame);
+        end.put_train(&mut shared.budget, frame);
         shared.want_trains(end, other);
         Ok(())
     }
@@ -156,7 +160,11 @@ impl Relay {
             shared.meters.charge(self.price_out, 1);
         }
         traffic.packets += 1;
-        if opened == Opened::Forward {
+        if let (Opened::Forward, Some((shard, to)), true) = (opened, self.across, is_forward) {
+            if !shared.cross_single(shard, to, Unit::Single(frame), now) {
+                traffic.dropped += 1;
+            }
+        } else if opened == Opened::Forward {
             let queue = end.singles.get_or_insert_with(|| Box::new(CodelQueue::new(SINGLES_LIMIT_BYTES)));
             if queue.push(frame, UNIT, now, &mut shared.budget) {
                 shared.want_singles(end, other);
@@ -198,18 +206,12 @@ impl Relay {
         d: &impl Driver,
     ) -> Option<BytesMut> {
         let end = &mut ends[usize::from(place.side)];
-        let units = (end.trains.front()?.len() - 1) / UNIT;
-        if units > max_units {
-            return None;
-        }
-        let frame = end.trains.pop_front()?;
-        end.train_bytes -= frame.len();
-        shared.budget.remove(frame.len());
-        if end.trains.is_empty() && end.trains.capacity() > 16 {
-            end.trains = VecDeque::new();
-        }
+        let (frame, units) = end.take_train(&mut shared.budget, max_units)?;
         let source = EndRef { flow: place.flow, side: 1 - place.side };
-        shared.consume(&mut ends[usize::from(source.side)], source, units, now, d);
+        match self.across {
+            Some((shard, to)) => shared.cross_word(shard, to, Unit::Taken(units)),
+            None => shared.consume(&mut ends[usize::from(source.side)], source, units, now, d),
+        }
         Some(frame)
     }
 }

@@ -8,10 +8,12 @@ use foldhash::fast::RandomState;
 use crate::budget::Budget;
 use crate::coalesce::Coalescer;
 use crate::credit::{Credit, GrantReader};
+use crate::crossing::{Outbox, ShardId};
 use crate::driver::{Driver, Event, FlowId, LinkId, Now};
 use crate::entry::Tails;
 use crate::inner::ItemKind;
 use crate::meter::Meters;
+use crate::params::UNIT;
 use crate::policy::PolicyTable;
 use crate::queue::CodelQueue;
 use crate::segment::to_packets;
@@ -63,6 +65,28 @@ impl End {
             train_bytes: 0,
             singles: None,
         }
+    }
+
+    /// Have a sealed train wait for the link.
+    pub fn put_train(&mut self, budget: &mut Budget, frame: BytesMut) {
+        self.train_bytes += frame.len();
+        budget.add(frame.len());
+        self.trains.push_back(frame);
+    }
+
+    /// The next sealed train and its units, if it has at most `max_units`.
+    pub fn take_train(&mut self, budget: &mut Budget, max_units: usize) -> Option<(BytesMut, usize)> {
+        let units = (self.trains.front()?.len() - 1) / UNIT;
+        if units > max_units {
+            return None;
+        }
+        let frame = self.trains.pop_front()?;
+        self.train_bytes -= frame.len();
+        budget.remove(frame.len());
+        if self.trains.is_empty() && self.trains.capacity() > 16 {
+            self.trains = VecDeque::new();
+        }
+        Some((frame, units))
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -223,6 +247,10 @@ pub(crate) struct Shared {
     pub tun_refused: u64,
     pub coalescer: Coalescer,
     pub tails: Tails,
+    /// What waits for each other shard; none where there is one only.
+    pub outboxes: Vec<Outbox>,
+    /// Outposts here of other shards' flows.
+    pub outposts: Map<(ShardId, FlowId), u32>,
     /// Items on their way into one packet; empty between calls.
     pub items: Vec<Item>,
     /// A packet that is being looked at; meaningless between calls.
@@ -231,11 +259,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(memory_limit_bytes: usize) -> Shared {
+    pub fn new(budget: Budget) -> Shared {
         Shared {
             links: Vec::new(),
             meters: Meters::default(),
-            budget: Budget::new(memory_limit_bytes),
+            budget,
             arena: Arena::new(),
             events: Vec::new(),
             touched: Vec::new(),
@@ -247,6 +275,8 @@ impl Shared {
             tun_refused: 0,
             coalescer: Coalescer::default(),
             tails: Tails::default(),
+            outboxes: Vec::new(),
+            outposts: Map::default(),
             items: Vec::new(),
             scratch: Vec::new(),
             spare: Vec::new(),

@@ -9,20 +9,24 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use hopfare_core::{InnerAddresses, Policy, Rule};
+use hopfare_core::budget::Pool;
+use hopfare_core::{Core, InnerAddresses, Policy, Rule};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyo3::IntoPyObjectExt;
 
-use crate::data::DataThread;
+use crate::data::{DataThread, Peers};
+use crate::handover::connect;
+use crate::router::{Divided, Router, MAX_SHARDS};
 use crate::shared::{
-    Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, Name, NamedPrice, Shared, TunFile,
+    Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, Name, NamedPrice, Shared, Totals, TunFile,
 };
+use crate::steer::Steer;
 use crate::tls::settings;
 
 /// Counts changes of this interface: Python refuses a crate that was built for another.
-pub const INTERFACE: u32 = 2;
+pub const INTERFACE: u32 = 3;
 
 #[pyclass(name = "LinkCell", frozen)]
 #[derive(Default)]
@@ -87,8 +91,8 @@ impl PyMeterCell {
 
     /// (credit or None, charged, packets, refused packets) as of the last batch.
     fn figures(&self) -> (Option<u128>, u128, u64, u64) {
-        let figures = *self.0 .0.lock().unwrap_or_else(PoisonError::into_inner);
-        (figures.credit, figures.charged, figures.packets, figures.refused_packets)
+        let (credit, charged) = self.0.read();
+        (credit, charged.wei, charged.packets, charged.refused_packets)
     }
 }
 
@@ -149,78 +153,141 @@ fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|error| PyOSError::new_err(error.to_string()))
 }
 
-/// The data thread and the queues to and from it. All methods but `stop` return at once.
+/// The data threads and the queues to and from them. All methods but `stop` return at once.
 #[pyclass(frozen)]
 pub struct Engine {
     shared: Arc<Shared>,
     memory_limit_bytes: usize,
     epoch: Instant,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Where there are several threads.
+    router: Option<Mutex<Router>>,
 }
 
 impl Engine {
+    fn route(&self, command: Command) -> Result<(), Divided> {
+        match &self.router {
+            None => self.shared.send(0, command),
+            Some(router) => {
+                router.lock().unwrap_or_else(PoisonError::into_inner).route(&self.shared, command)?;
+            }
+        }
+        Ok(())
+    }
+
     fn send(&self, command: Command) {
-        self.shared.send(command);
+        // Only new flows are ever refused, and they come by `add_flow`.
+        let _ = self.route(command);
+    }
+
+    fn add_flow(&self, flow: Name, suite: u8, kind: FlowKind, cell: &PyFlowCell) -> PyResult<()> {
+        let command = Command::AddFlow { flow, suite, kind: Box::new(kind), cell: cell.0.clone() };
+        self.route(command).map_err(|Divided| {
+            PyValueError::new_err(
+                "a meter with a limit is charged for links of one engine thread only: this circuit's are on another",
+            )
+        })
+    }
+
+    fn total(&self, figure: impl Fn(&Totals) -> &AtomicU64) -> u64 {
+        self.shared.inboxes.iter().map(|inbox| load(figure(&inbox.totals))).sum()
     }
 }
 
 #[pymethods]
 impl Engine {
+    /// Raises ValueError for a number of threads that is not 1 to 64, OSError without descriptors for them.
     #[new]
-    fn new(memory_limit_bytes: usize) -> PyResult<Self> {
+    #[pyo3(signature = (memory_limit_bytes, threads = 1))]
+    fn new(memory_limit_bytes: usize, threads: usize) -> PyResult<Self> {
+        if !(1..=MAX_SHARDS).contains(&threads) {
+            return Err(PyValueError::new_err(format!("1 to {MAX_SHARDS} threads, not {threads}")));
+        }
         Ok(Self {
-            shared: Arc::new(Shared::new()?),
+            shared: Arc::new(Shared::new(threads)?),
             memory_limit_bytes,
             epoch: Instant::now(),
-            thread: Mutex::new(None),
+            threads: Mutex::new(Vec::new()),
+            router: (threads > 1).then(|| Mutex::new(Router::new(threads))),
         })
     }
 
-    /// Begin to drive bound UDP sockets. A certificate and its PKCS #8 key, both DER, make the endpoint accept links.
+    /// Begin to drive bound UDP sockets: for each thread those of its own. `steer` is the factor of the sum by which
+    /// the kernel gives datagrams to them (overlay/links/io/udp.py). A certificate and its PKCS #8 key, both DER, make the endpoint accept links.
     /// Raises RuntimeError when it runs already or the certificate is not usable, OSError for a socket that is not.
-    #[pyo3(signature = (sockets, certificate, alpn, idle_timeout_s, controller))]
+    #[pyo3(signature = (sockets, certificate, alpn, idle_timeout_s, controller, steer = 1))]
     fn start(
         &self,
-        sockets: Vec<RawFd>,
+        sockets: Vec<Vec<RawFd>>,
         certificate: Option<(Vec<u8>, Vec<u8>)>,
         alpn: &str,
         idle_timeout_s: f64,
         controller: &str,
+        steer: u32,
     ) -> PyResult<()> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_some() {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if !threads.is_empty() {
             return Err(PyRuntimeError::new_err("the engine runs already"));
         }
         let settings =
             settings(certificate, alpn, idle_timeout_s, controller).map_err(PyRuntimeError::new_err)?;
-        let sockets = sockets
-            .into_iter()
-            .map(|fd| Ok(UdpSocket::from(duplicate(fd)?)))
-            .collect::<PyResult<Vec<_>>>()?;
-        let shared = self.shared.clone();
-        let mut data =
-            DataThread::new(shared.clone(), settings, sockets, self.memory_limit_bytes, self.epoch)?;
-        let run = move || {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| data.run())) {
-                let reason = panic
-                    .downcast_ref::<&str>()
-                    .map(|text| (*text).to_owned())
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_else(|| "of unknown kind".to_owned());
-                shared.post(&mut vec![Event::Died { reason }]);
+        let shards = self.shared.inboxes.len();
+        if sockets.len() != shards {
+            return Err(PyValueError::new_err(format!("sockets for {shards} threads are needed")));
+        }
+        let steer = Steer::new(steer, shards);
+        let pool = Arc::new(Pool::new(shards));
+        let mut data = Vec::new();
+        for (handover, fds) in connect(shards).into_iter().zip(sockets) {
+            let shard = handover.shard();
+            let sockets = fds
+                .into_iter()
+                .map(|fd| Ok(UdpSocket::from(duplicate(fd)?)))
+                .collect::<PyResult<Vec<_>>>()?;
+            let limit = self.memory_limit_bytes;
+            let (settings, core, peers) = if shards == 1 {
+                (settings.clone(), Core::new(limit), None)
+            } else {
+                let core = Core::sharded(limit, pool.clone(), shard, shards);
+                (settings.of_shard(steer, shard), core, Some(Peers::new(handover, steer)))
+            };
+            data.push(DataThread::new(self.shared.clone(), settings, sockets, core, peers, self.epoch)?);
+        }
+        for (shard, mut data) in data.into_iter().enumerate() {
+            let shared = self.shared.clone();
+            let run = move || {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| data.run())) {
+                    let reason = panic
+                        .downcast_ref::<&str>()
+                        .map(|text| (*text).to_owned())
+                        .or_else(|| panic.downcast_ref::<String>().cloned())
+                        .unwrap_or_else(|| "of unknown kind".to_owned());
+                    shared.post(&mut vec![Event::Died { reason }]);
+                }
+            };
+            let name = if shard == 0 { "hopfare-data".to_owned() } else { format!("hopfare-data{shard}") };
+            let started = std::thread::Builder::new().name(name).spawn(run);
+            match started {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // Those that run must not go on without the others.
+                    self.send(Command::Stop);
+                    return Err(error.into());
+                }
             }
-        };
-        *thread = Some(std::thread::Builder::new().name("hopfare-data".into()).spawn(run)?);
+        }
         Ok(())
     }
 
-    /// Send what is closing and end the thread. Harmless when it does not run.
+    /// Send what is closing and end the threads. Harmless when they do not run.
     fn stop(&self, py: Python<'_>) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if !threads.is_empty() {
             self.send(Command::Stop);
             py.detach(|| {
-                let _ = thread.join();
+                for thread in threads {
+                    let _ = thread.join();
+                }
             });
         }
     }
@@ -237,7 +304,16 @@ impl Engine {
 
     /// All events that wait, oldest first, as tuples that begin with their kind.
     fn take_events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.shared.take_events().into_iter().map(|event| self.event(py, event)).collect()
+        let events = self.shared.take_events();
+        if let Some(router) = &self.router {
+            let mut router = router.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in &events {
+                if let Event::FlowLost { flow, .. } = event {
+                    router.forget_flow(&self.shared, *flow);
+                }
+            }
+        }
+        events.into_iter().map(|event| self.event(py, event)).collect()
     }
 
     fn dial(&self, link: Name, host: &str, port: u16, cell: &PyLinkCell) -> PyResult<()> {
@@ -298,9 +374,9 @@ impl Engine {
             link_out,
             id_out,
             price_out: price(price_out),
+            across: None,
         };
-        self.send(Command::AddFlow { flow, suite, kind: Box::new(kind), cell: cell.0.clone() });
-        Ok(())
+        self.add_flow(flow, suite, kind, cell)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -322,8 +398,7 @@ impl Engine {
             price: price(price_in),
             addresses: addresses(inner)?,
         };
-        self.send(Command::AddFlow { flow, suite, kind: Box::new(kind), cell: cell.0.clone() });
-        Ok(())
+        self.add_flow(flow, suite, kind, cell)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -340,8 +415,7 @@ impl Engine {
     ) -> PyResult<()> {
         let roots = roots.iter().map(|root| fixed(root)).collect::<PyResult<Vec<_>>>()?;
         let kind = FlowKind::Client { roots, link, id, price: price(price_in), addresses: addresses(inner)? };
-        self.send(Command::AddFlow { flow, suite, kind: Box::new(kind), cell: cell.0.clone() });
-        Ok(())
+        self.add_flow(flow, suite, kind, cell)
     }
 
     fn drop_flow(&self, flow: Name) {
@@ -356,7 +430,9 @@ impl Engine {
 
     #[pyo3(signature = (meter, credit, low, cell))]
     fn new_meter(&self, meter: Name, credit: Option<u128>, low: u128, cell: &PyMeterCell) {
-        cell.0 .0.lock().unwrap_or_else(PoisonError::into_inner).credit = credit;
+        if let Some(credit) = credit {
+            cell.0.settle(0, credit);
+        }
         self.send(Command::NewMeter { meter, credit, low, cell: cell.0.clone() });
     }
 
@@ -384,8 +460,11 @@ impl Engine {
         by_source: bool,
         may_rest: bool,
     ) -> PyResult<()> {
-        let file = duplicate(fd)?;
-        self.send(Command::AttachTun(TunFile { file, has_offload, has_uso, by_source, may_rest }));
+        for shard in 0..self.shared.inboxes.len() {
+            let file = duplicate(fd)?;
+            let tun = TunFile { file, has_offload, has_uso, by_source, is_read: shard == 0, may_rest };
+            self.shared.send(shard, Command::AttachTun(tun));
+        }
         Ok(())
     }
 
@@ -424,14 +503,33 @@ impl Engine {
         self.send(Command::Expire);
     }
 
-    /// Have the data thread fail: for the test that the node then ends.
-    fn fail(&self) {
-        self.send(Command::Fail);
+    /// Have a data thread fail: for the test that the node then ends.
+    #[pyo3(signature = (thread = 0))]
+    fn fail(&self, thread: usize) -> PyResult<()> {
+        if thread >= self.shared.inboxes.len() {
+            return Err(PyValueError::new_err("no such thread"));
+        }
+        self.shared.send(thread, Command::Fail);
+        Ok(())
+    }
+
+    /// The thread that has a link; None when it is gone.
+    fn thread_of(&self, link: Name) -> Option<usize> {
+        match &self.router {
+            None => Some(0),
+            Some(router) => router.lock().unwrap_or_else(PoisonError::into_inner).link_shard(link),
+        }
+    }
+
+    /// Of each thread: turns of its loop, messages from other threads, datagrams of other threads' links.
+    fn thread_figures(&self) -> Vec<(u64, u64, u64)> {
+        let figures = |totals: &Totals| (load(&totals.loops), load(&totals.crossed), load(&totals.strayed));
+        self.shared.inboxes.iter().map(|inbox| figures(&inbox.totals)).collect()
     }
 
     #[getter]
     fn used_bytes(&self) -> u64 {
-        load(&self.shared.totals.used_bytes)
+        self.total(|totals| &totals.used_bytes)
     }
 
     /// What control messages hold that Python has not taken.
@@ -442,23 +540,22 @@ impl Engine {
 
     #[getter]
     fn unknown_packets(&self) -> u64 {
-        load(&self.shared.totals.unknown_packets)
+        self.total(|totals| &totals.unknown_packets)
     }
 
     /// Malformed, spoofed and refused inner packets of all exit flows.
     fn gate_figures(&self) -> [u64; 3] {
-        std::array::from_fn(|at| load(&self.shared.totals.gate[at]))
+        std::array::from_fn(|at| self.total(|totals| &totals.gate[at]))
     }
 
     /// (turns of the loop, receiving system calls, failed sends, packets of no connection, handshakes dropped).
     fn figures(&self) -> [u64; 5] {
-        let totals = &self.shared.totals;
         [
-            load(&totals.loops),
-            load(&totals.receives),
-            load(&totals.send_failures),
-            load(&totals.unknown_quic),
-            load(&totals.dropped_handshakes),
+            self.total(|totals| &totals.loops),
+            self.total(|totals| &totals.receives),
+            self.total(|totals| &totals.send_failures),
+            self.total(|totals| &totals.unknown_quic),
+            self.total(|totals| &totals.dropped_handshakes),
         ]
     }
 }
@@ -501,6 +598,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         // Python's own `stop` has waited for the thread; one that was forgotten ends by itself.
-        self.shared.send(Command::Stop);
+        self.send(Command::Stop);
     }
 }

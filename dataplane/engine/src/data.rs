@@ -1,19 +1,22 @@
 //! The data thread: sockets, QUIC, TUN and the core in one loop, without a lock on the way of a packet.
 //!
 //! One turn takes what the sockets and the TUN have (bounded), lets every connection hand it up, has the core move
-//! what waits, and then sends what all connections have to send: one wake-up, one pump, one flush.
+//! what waits, and then sends what all connections have to send: one wake-up, one pump, one flush. Where there are
+//! several such threads, each is a shard (`sharded`).
+
+mod sharded;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use hopfare_core::{Core, Event as CoreEvent, FlowCounters, FlowId, MeterId, Now, Price};
+use hopfare_core::{Core, Event as CoreEvent, FlowCounters, FlowId, MeterId, Now, Price, ShardId};
 use quinn_proto::{
     Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint,
     Event as QuicEvent, Incoming, ReadError, ReadableError, StreamEvent, StreamId, VarInt,
@@ -24,12 +27,15 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::thread::{set_capabilities, CapabilitySet, CapabilitySets};
 
 use crate::net::{publish, Conn, Net, CODE_FLOOD, CODE_PROTOCOL};
-use crate::probes::Probes;
+use crate::probes::{random_cid, Probes};
+use crate::router::SHARD_BITS;
 use crate::shared::{
-    Command, Event, FlowCell, FlowKind, LinkCell, MeterCell, MeterFigures, Name, NamedPrice, Shared,
+    Charged, Command, Event, FlowCell, FlowKind, Inbox, LinkCell, MeterCell, Name, NamedPrice, Shared,
     MAX_WAITING_CONTROL, MAX_WAITING_CONTROL_OF_LINK, MAX_WAITING_ECHOES,
 };
 use crate::tls::{Settings, LINK_FRAME};
+
+pub use sharded::Peers;
 
 /// System calls per socket and turn (up to 64 KB each, several per call): bounds a batch.
 const RECEIVES_PER_TURN: usize = 8;
@@ -73,6 +79,10 @@ struct Pending {
 
 pub struct DataThread {
     shared: Arc<Shared>,
+    /// Its number among the shards; 0 where there is one.
+    shard: ShardId,
+    /// The other shards; None where there are none.
+    peers: Option<Peers>,
     settings: Settings,
     endpoint: Endpoint,
     sockets: Vec<Socket>,
@@ -112,7 +122,8 @@ impl DataThread {
         shared: Arc<Shared>,
         settings: Settings,
         sockets: Vec<UdpSocket>,
-        memory_limit_bytes: usize,
+        core: Core,
+        peers: Option<Peers>,
         epoch: Instant,
     ) -> io::Result<Self> {
         let sockets = sockets
@@ -126,10 +137,12 @@ impl DataThread {
         Ok(Self {
             endpoint: Endpoint::new(settings.endpoint.clone(), settings.server.clone(), false, None),
             shared,
+            shard: peers.as_ref().map_or(0, Peers::shard),
+            peers,
             settings,
             sockets,
             net: Net::new(),
-            core: Core::new(memory_limit_bytes),
+            core,
             epoch,
             links: FxHashMap::default(),
             incoming: FxHashMap::default(),
@@ -172,13 +185,8 @@ impl DataThread {
         while !self.stopping {
             let ready = self.wait();
             let now = Instant::now();
-            self.shared.totals.loops.fetch_add(1, Ordering::Relaxed);
-            if ready.commands {
-                self.shared.take_commands(&mut commands);
-            }
-            for command in commands.drain(..) {
-                self.carry_out(command, now);
-            }
+            self.inbox().totals.loops.fetch_add(1, Ordering::Relaxed);
+            self.note_crossings();
             for at in 0..self.sockets.len() {
                 if ready.writable & (1 << at) != 0 {
                     self.send_pending(at);
@@ -187,12 +195,23 @@ impl DataThread {
                     self.receive(at, now);
                 }
             }
+            // After all that others have sent, and before it is looked at: they may have sent it because of these.
+            if ready.commands {
+                self.inbox().take_commands(&mut commands);
+            } else if self.peers.is_some() {
+                self.inbox().take_given(&mut commands);
+            }
+            for command in commands.drain(..) {
+                self.carry_out(command, now);
+            }
+            self.take_crossings(now);
             self.expire_timers(now);
             self.hand_up(now);
             if ready.tun {
                 self.read_tun(now);
             }
             self.core.pump(self.ns(now), &mut self.net);
+            self.send_crossings();
             let has_packets = std::mem::take(&mut self.net.has_packets);
             if !has_packets && (!self.net.events.is_empty() || self.core.has_events()) {
                 // Python works on it while this thread sends its acknowledgements.
@@ -200,8 +219,13 @@ impl DataThread {
             }
             self.flush();
             self.forget_stopped();
+            self.send_crossings();
             self.report();
         }
+    }
+
+    fn inbox(&self) -> &Inbox {
+        &self.shared.inboxes[usize::from(self.shard)]
     }
 
     fn ns(&self, now: Instant) -> Now {
@@ -227,12 +251,16 @@ impl DataThread {
         if !self.net.dirty.is_empty() && self.sockets.iter().all(|socket| socket.pending.is_empty()) {
             deadline = Some(now);
         }
+        if self.peers.is_some() && !self.lie_down() {
+            deadline = Some(now);
+        }
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });
         let mut fds = Vec::with_capacity(4);
-        fds.push(PollFd::from_borrowed_fd(self.shared.command_fd().as_fd(), PollFlags::IN));
+        let inbox = &self.shared.inboxes[usize::from(self.shard)];
+        fds.push(PollFd::from_borrowed_fd(inbox.command_fd().as_fd(), PollFlags::IN));
         for socket in &self.sockets {
             let mut flags = PollFlags::IN;
             if !socket.pending.is_empty() {
@@ -241,14 +269,18 @@ impl DataThread {
             fds.push(PollFd::from_borrowed_fd(socket.udp.as_fd(), flags));
         }
         let tun_at = match &self.net.tun {
-            Some(tun) if !tun_rests => {
+            Some(tun) if tun.is_read && !tun_rests => {
                 fds.push(PollFd::from_borrowed_fd(tun.file.as_fd(), PollFlags::IN));
                 Some(fds.len() - 1)
             }
             _ => None,
         };
         let mut ready = Ready::default();
-        if poll(&mut fds, timeout.as_ref()).is_err() {
+        let polled = poll(&mut fds, timeout.as_ref());
+        if self.peers.is_some() {
+            inbox.bed.get_up();
+        }
+        if polled.is_err() {
             return ready; // a signal: the loop comes back here
         }
         for at in 0..self.sockets.len() {
@@ -272,7 +304,8 @@ impl DataThread {
         match command {
             Command::Dial { link, remote, cell } => self.dial(link, remote, cell, now),
             Command::Probe { link, remote } => {
-                let packets = self.probes.make(link);
+                let peers = self.peers.as_ref();
+                let packets = self.probes.make(link, || peers.map_or_else(random_cid, Peers::cid));
                 for packet in packets {
                     self.send_answer(packet, remote, None);
                 }
@@ -357,6 +390,8 @@ impl DataThread {
                 self.core.join_packets(tun.has_offload, tun.has_uso);
                 self.net.tun = Some(tun);
             }
+            Command::Foreign { flow, addresses, shard } => self.core.set_foreign(addresses, shard, flow),
+            Command::NoForeign { flow, addresses } => self.core.forget_foreign(addresses, flow),
             Command::Expire => {
                 let now = self.ns(now);
                 self.core.expire(now);
@@ -466,7 +501,7 @@ impl DataThread {
     }
 
     fn add_flow(&mut self, flow: Name, suite: u8, kind: FlowKind, cell: Arc<FlowCell>) {
-        let added = self.try_add_flow(suite, &kind);
+        let added = self.try_add_flow(flow, suite, &kind);
         match added {
             Some(id) => {
                 self.flows.insert(flow, id);
@@ -477,9 +512,28 @@ impl DataThread {
         }
     }
 
-    fn try_add_flow(&mut self, suite: u8, kind: &FlowKind) -> Option<FlowId> {
+    fn try_add_flow(&mut self, name: Name, suite: u8, kind: &FlowKind) -> Option<FlowId> {
+        self.free_circuit_ids(name, kind);
         match kind {
-            FlowKind::Relay { root, link_in, id_in, price_in, link_out, id_out, price_out } => {
+            FlowKind::Relay {
+                root,
+                link_in,
+                id_in,
+                price_in,
+                link_out,
+                id_out,
+                price_out,
+                across: Some(shard),
+            } => {
+                let front = *self.links.get(link_in)?;
+                let (price_in, price_out) = (self.price(price_in)?, self.price(price_out)?);
+                self.core
+                    .relay_across(
+                        root, suite, front, *id_in, price_in, *shard, name, *link_out, *id_out, price_out,
+                    )
+                    .ok()
+            }
+            FlowKind::Relay { root, link_in, id_in, price_in, link_out, id_out, price_out, across: None } => {
                 let (front, back) = (*self.links.get(link_in)?, *self.links.get(link_out)?);
                 let (price_in, price_out) = (self.price(price_in)?, self.price(price_out)?);
                 self.core.relay(root, suite, front, *id_in, price_in, back, *id_out, price_out).ok()
@@ -511,7 +565,7 @@ impl DataThread {
                 Err(_) => continue,
             };
             drop(slices);
-            self.shared.totals.receives.fetch_add(1, Ordering::Relaxed);
+            self.inbox().totals.receives.fetch_add(1, Ordering::Relaxed);
             for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
                 if meta.len > 0 {
                     self.feed(meta, &buffer[..meta.len], now);
@@ -536,37 +590,53 @@ impl DataThread {
                     continue;
                 }
             }
-            self.answer_buffer.clear();
-            let event =
-                self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, datagram, &mut self.answer_buffer);
-            match event {
-                Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                    let id = handle.0 as u32;
-                    if let Some(conn) = self.net.conn(id) {
-                        conn.quic.handle_event(event);
-                        self.touch(id);
-                    }
-                }
-                Some(DatagramEvent::NewConnection(incoming)) => self.ask_about(incoming),
-                Some(DatagramEvent::Response(transmit)) => {
-                    let buffer = std::mem::take(&mut self.answer_buffer);
-                    self.answer(&buffer, &transmit, now);
-                    self.answer_buffer = buffer;
-                }
-                None => {
-                    self.shared.totals.unknown_quic.fetch_add(1, Ordering::Relaxed);
-                }
+            if self.peers.is_none() {
+                self.feed_one(meta.addr, meta.dst_ip, ecn, datagram, now);
+            } else {
+                self.feed_or_pass_on(meta.addr, meta.dst_ip, ecn, datagram, now);
             }
         }
     }
 
+    /// Hand one datagram to its connection; false when it has none.
+    fn feed_one(
+        &mut self,
+        remote: SocketAddr,
+        local_ip: Option<IpAddr>,
+        ecn: Option<EcnCodepoint>,
+        datagram: BytesMut,
+        now: Instant,
+    ) -> bool {
+        self.answer_buffer.clear();
+        match self.endpoint.handle(now, remote, local_ip, ecn, datagram, &mut self.answer_buffer) {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                let id = handle.0 as u32;
+                if let Some(conn) = self.net.conn(id) {
+                    conn.quic.handle_event(event);
+                    self.touch(id);
+                }
+                return true;
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.ask_about(incoming),
+            Some(DatagramEvent::Response(transmit)) => {
+                let buffer = std::mem::take(&mut self.answer_buffer);
+                self.answer(&buffer, &transmit, now);
+                self.answer_buffer = buffer;
+            }
+            None => {
+                self.inbox().totals.unknown_quic.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        false
+    }
+
     fn ask_about(&mut self, incoming: Incoming) {
         if self.incoming.len() >= MAX_INCOMING {
-            self.shared.totals.dropped_handshakes.fetch_add(1, Ordering::Relaxed);
+            self.inbox().totals.dropped_handshakes.fetch_add(1, Ordering::Relaxed);
             self.endpoint.ignore(incoming);
             return;
         }
-        let name = self.next_incoming;
+        let name = self.next_incoming << SHARD_BITS | Name::from(self.shard);
         self.next_incoming += 1;
         self.net.events.push(Event::Incoming {
             incoming: name,
@@ -921,7 +991,7 @@ impl DataThread {
                     break;
                 }
             }
-            if may_rest && self.core.entry_is_full() {
+            if may_rest && self.entry_is_full() {
                 // Not for long: one stalled circuit must not stop the others.
                 if self.tun_rests < TUN_RESTS {
                     self.tun_rests += 1;
@@ -1029,7 +1099,10 @@ impl DataThread {
                 });
             }
             Err(error) => {
-                self.shared.totals.send_failures.fetch_add(1, Ordering::Relaxed);
+                self.shared.inboxes[usize::from(self.shard)]
+                    .totals
+                    .send_failures
+                    .fetch_add(1, Ordering::Relaxed);
                 if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
                     let size = transmit.segment_size.unwrap_or(transmit.size);
                     let reason = format!(
@@ -1060,15 +1133,23 @@ impl DataThread {
         socket.pending.drain(..sent);
     }
 
-    /// Send an answer that no connection owns, at a bounded rate.
-    fn answer(&mut self, contents: &[u8], transmit: &quinn_proto::Transmit, now: Instant) {
+    /// Whether one more thing may be done for a stranger.
+    fn may_answer(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.answers_at).as_secs_f64();
         self.answers = (self.answers + passed * ANSWERS_PER_S).min(ANSWERS_PER_S);
         self.answers_at = now;
-        if self.answers < 1.0 {
+        let may = self.answers >= 1.0;
+        if may {
+            self.answers -= 1.0;
+        }
+        may
+    }
+
+    /// Send an answer that no connection owns, at a bounded rate.
+    fn answer(&mut self, contents: &[u8], transmit: &quinn_proto::Transmit, now: Instant) {
+        if !self.may_answer(now) {
             return;
         }
-        self.answers -= 1.0;
         self.send_answer(contents[..transmit.size].to_vec(), transmit.destination, transmit.src_ip);
     }
 
@@ -1149,12 +1230,12 @@ impl DataThread {
 
     fn publish_meter(&self, id: MeterId) {
         if let (Some((_, cell)), Some(meter)) = (self.meter_cells.get(&id), self.core.meter(id)) {
-            *cell.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = MeterFigures {
-                credit: meter.credit,
-                charged: meter.charged,
+            let charged = Charged {
+                wei: meter.charged,
                 packets: meter.packets,
                 refused_packets: meter.refused_packets,
             };
+            cell.publish(self.shard, meter.credit, charged);
         }
     }
 
@@ -1202,8 +1283,8 @@ impl DataThread {
             self.net.tun = None;
             self.net.events.push(Event::TunGone { reason });
         }
-        let totals = &self.shared.totals;
-        totals.used_bytes.store(self.core.used_bytes() as u64, Ordering::Relaxed);
+        let totals = &self.shared.inboxes[usize::from(self.shard)].totals;
+        totals.used_bytes.store(self.core.own_bytes() as u64, Ordering::Relaxed);
         totals.unknown_packets.store(self.core.unknown_packets(), Ordering::Relaxed);
         let gate = self.core.gate_counters();
         for (cell, value) in totals.gate.iter().zip([gate.malformed, gate.spoofed, gate.refused]) {

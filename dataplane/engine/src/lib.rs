@@ -7,10 +7,13 @@ mod binding;
 mod build;
 mod controller;
 mod data;
+mod handover;
 mod net;
 mod probes;
 mod proxy;
+mod router;
 mod shared;
+mod steer;
 mod testing;
 mod tls;
 

@@ -10,7 +10,14 @@ use crate::tls::{LOCAL_CID_BYTES, UDP_PAYLOAD};
 const RESERVED_VERSION: [u8; 4] = [0x1a, 0x2a, 0x3a, 0x4a];
 const SIZES: [usize; 2] = [1200, UDP_PAYLOAD as usize];
 
-type Cid = [u8; LOCAL_CID_BYTES];
+pub type Cid = [u8; LOCAL_CID_BYTES];
+
+/// A connection id of nobody in particular.
+pub fn random_cid() -> Cid {
+    let mut cid = Cid::default();
+    aws_lc_rs::rand::fill(&mut cid).expect("the system's random numbers are there");
+    cid
+}
 
 #[derive(Default)]
 pub struct Probes {
@@ -18,14 +25,12 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// A small and a full probe for a link that is being dialled.
-    pub fn make(&mut self, link: Name) -> Vec<Vec<u8>> {
+    /// A small and a full probe for a link that is being dialled. `make_cid` makes the ids that answers come to.
+    pub fn make(&mut self, link: Name, make_cid: impl Fn() -> Cid) -> Vec<Vec<u8>> {
         SIZES
             .iter()
             .map(|&size| {
-                let (mut source, mut destination) = (Cid::default(), Cid::default());
-                aws_lc_rs::rand::fill(&mut source).expect("the system's random numbers are there");
-                aws_lc_rs::rand::fill(&mut destination).expect("the system's random numbers are there");
+                let (source, destination) = (make_cid(), random_cid());
                 self.waiting.insert(source, (link, size));
                 let mut packet = vec![0xc0];
                 packet.extend_from_slice(&RESERVED_VERSION);

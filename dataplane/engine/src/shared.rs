@@ -1,4 +1,5 @@
-//! What the data thread and Python share: two queues with an eventfd each, and figures as atomics.
+//! What the data threads and Python share: a queue with an eventfd to each thread and one from all, and figures as
+//! atomics.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -6,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use hopfare_core::{InnerAddresses, Policy};
+use hopfare_core::ring::Bed;
+use hopfare_core::{InnerAddresses, Policy, ShardId};
 use rustix::event::{eventfd, EventfdFlags};
 
 /// Python's names for links, flows and meters: numbers that are never used again.
@@ -33,6 +35,8 @@ pub struct TunFile {
     /// It takes and gives UDP super-packets too.
     pub has_uso: bool,
     pub by_source: bool,
+    /// All shards write, one reads.
+    pub is_read: bool,
     /// A customer's TUN rests while its circuits are full, so that the kernel holds TCP back.
     pub may_rest: bool,
 }
@@ -46,6 +50,8 @@ pub enum FlowKind {
         link_out: Name,
         id_out: u32,
         price_out: NamedPrice,
+        /// The shard of the onward link, if it is another one.
+        across: Option<ShardId>,
     },
     Exit {
         root: [u8; 32],
@@ -137,6 +143,16 @@ pub enum Command {
     },
     SetPolicy(Box<Policy>),
     AttachTun(TunFile),
+    /// Inner addresses belong to a flow of another shard.
+    Foreign {
+        flow: Name,
+        addresses: InnerAddresses,
+        shard: ShardId,
+    },
+    NoForeign {
+        flow: Name,
+        addresses: InnerAddresses,
+    },
     Expire,
     /// Fails on purpose: the test that a fault in this thread ends the node.
     Fail,
@@ -219,22 +235,65 @@ pub struct LinkCell {
 #[derive(Default)]
 pub struct FlowCell(pub [AtomicU64; 6]);
 
+/// What one shard has charged.
 #[derive(Clone, Copy, Default)]
-pub struct MeterFigures {
-    pub credit: Option<u128>,
-    pub charged: u128,
+pub struct Charged {
+    pub wei: u128,
     pub packets: u64,
     pub refused_packets: u64,
 }
 
-/// A meter's figures as of the last batch.
 #[derive(Default)]
-pub struct MeterCell(pub Mutex<MeterFigures>);
+struct MeterFigures {
+    credit: Option<u128>,
+    /// The shard whose word on the credit counts.
+    owner: ShardId,
+    charged: Vec<Charged>,
+}
 
-/// Figures of the whole engine.
+/// A meter's figures as of the shards' last batches.
+#[derive(Default)]
+pub struct MeterCell(Mutex<MeterFigures>);
+
+impl MeterCell {
+    /// From now on the credit is a shard's, and this much.
+    pub fn settle(&self, owner: usize, credit: u128) {
+        let mut figures = lock(&self.0);
+        figures.owner = owner as ShardId;
+        figures.credit = Some(credit);
+    }
+
+    /// What one shard has to say.
+    pub fn publish(&self, shard: ShardId, credit: Option<u128>, charged: Charged) {
+        let mut figures = lock(&self.0);
+        if figures.owner == shard {
+            figures.credit = credit;
+        }
+        let at = usize::from(shard);
+        if figures.charged.len() <= at {
+            figures.charged.resize(at + 1, Charged::default());
+        }
+        figures.charged[at] = charged;
+    }
+
+    /// Credit, and what all shards have charged.
+    pub fn read(&self) -> (Option<u128>, Charged) {
+        let figures = lock(&self.0);
+        let sum = figures.charged.iter().fold(Charged::default(), |sum, one| Charged {
+            wei: sum.wei.saturating_add(one.wei),
+            packets: sum.packets + one.packets,
+            refused_packets: sum.refused_packets + one.refused_packets,
+        });
+        (figures.credit, sum)
+    }
+}
+
+/// Figures of one shard.
 #[derive(Default)]
 pub struct Totals {
     pub used_bytes: AtomicU64,
+    /// Bytes of TCP at the entries of a customer's circuits.
+    pub entry_bytes: AtomicUsize,
     pub unknown_packets: AtomicU64,
     pub gate: [AtomicU64; 3],
     pub loops: AtomicU64,
@@ -242,17 +301,28 @@ pub struct Totals {
     pub send_failures: AtomicU64,
     pub unknown_quic: AtomicU64,
     pub dropped_handshakes: AtomicU64,
+    /// Datagrams that arrived at the wrong shard.
+    pub strayed: AtomicU64,
+    /// Messages from other shards.
+    pub crossed: AtomicU64,
 }
 
-pub struct Shared {
+/// What reaches one shard from Python, and what it says of itself.
+pub struct Inbox {
     commands: Mutex<Vec<Command>>,
     command_fd: OwnedFd,
     command_flag: AtomicBool,
+    /// Where it sleeps; other shards look at this.
+    pub bed: Bed,
+    pub totals: Totals,
+}
+
+pub struct Shared {
+    pub inboxes: Vec<Inbox>,
     events: Mutex<Vec<Event>>,
     event_fd: OwnedFd,
     pub waiting_control: AtomicUsize,
     pub waiting_echoes: AtomicUsize,
-    pub totals: Totals,
 }
 
 /// A lock whose holder panicked: the queues are whole between any two operations, so go on.
@@ -260,17 +330,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
-    pub fn new() -> std::io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+const FLAGS: EventfdFlags = EventfdFlags::CLOEXEC.union(EventfdFlags::NONBLOCK);
+
+impl Inbox {
+    fn new() -> std::io::Result<Self> {
         Ok(Self {
             commands: Mutex::default(),
-            command_fd: eventfd(0, flags)?,
+            command_fd: eventfd(0, FLAGS)?,
             command_flag: AtomicBool::new(false),
-            events: Mutex::default(),
-            event_fd: eventfd(0, flags)?,
-            waiting_control: AtomicUsize::new(0),
-            waiting_echoes: AtomicUsize::new(0),
+            bed: Bed::default(),
             totals: Totals::default(),
         })
     }
@@ -279,15 +347,16 @@ impl Shared {
         &self.command_fd
     }
 
-    pub fn event_fd(&self) -> &OwnedFd {
-        &self.event_fd
+    /// Wake the thread for another shard: it finds what there is.
+    pub fn wake(&self) {
+        // Fails only when the counter is full, which wakes as well.
+        let _ = rustix::io::write(&self.command_fd, &1u64.to_ne_bytes());
     }
 
-    pub fn send(&self, command: Command) {
+    fn send(&self, command: Command) {
         lock(&self.commands).push(command);
         if !self.command_flag.swap(true, Ordering::AcqRel) {
-            // Fails only when the counter is full, which wakes as well.
-            let _ = rustix::io::write(&self.command_fd, &1u64.to_ne_bytes());
+            self.wake();
         }
     }
 
@@ -298,6 +367,31 @@ impl Shared {
         let _ = rustix::io::read(&self.command_fd, &mut buffer);
         self.command_flag.store(false, Ordering::Release);
         into.append(&mut lock(&self.commands));
+    }
+
+    /// Take all commands that were given until now, and leave the descriptor as it is.
+    pub fn take_given(&self, into: &mut Vec<Command>) {
+        into.append(&mut lock(&self.commands));
+    }
+}
+
+impl Shared {
+    pub fn new(shards: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            inboxes: (0..shards).map(|_| Inbox::new()).collect::<Result<_, _>>()?,
+            events: Mutex::default(),
+            event_fd: eventfd(0, FLAGS)?,
+            waiting_control: AtomicUsize::new(0),
+            waiting_echoes: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn event_fd(&self) -> &OwnedFd {
+        &self.event_fd
+    }
+
+    pub fn send(&self, shard: usize, command: Command) {
+        self.inboxes[shard].send(command);
     }
 
     pub fn post(&self, events: &mut Vec<Event>) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hopfare_core::ShardId;
 use quinn_proto::congestion;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
@@ -17,6 +18,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{CipherSuite, DigitallySignedStruct, SignatureScheme};
 
 use crate::controller::Bounded;
+use crate::steer::{ShardCids, Steer};
 
 /// Largest UDP payload: a 1500-byte path less IPv6 and UDP.
 pub const UDP_PAYLOAD: u16 = 1452;
@@ -109,10 +111,20 @@ fn transport(idle_s: f64, algorithm: &str) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
+#[derive(Clone)]
 pub struct Settings {
     pub endpoint: Arc<EndpointConfig>,
     pub client: ClientConfig,
     pub server: Option<Arc<ServerConfig>>,
+}
+
+impl Settings {
+    /// The same for a shard, whose connection ids lead to it. Keys are shared.
+    pub fn of_shard(&self, steer: Steer, shard: ShardId) -> Settings {
+        let mut endpoint = (*self.endpoint).clone();
+        endpoint.cid_generator(move || Box::new(ShardCids { steer, shard }));
+        Settings { endpoint: Arc::new(endpoint), ..self.clone() }
+    }
 }
 
 /// Settings for one endpoint; `certificate` and `key` are DER (PKCS #8) and make it accept links.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import trio
 
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 EngineName = Literal["auto", "native", "python"]
 
+MAX_AUTO_THREADS: Final = 8
+
 log = get_logger("engine")
+
+
+def auto_threads() -> int:
+    """How many threads the native engine takes on this machine if it may choose: all cores that this process
+    may use but one, which is left to Python and to the kernel; one on a machine with two.
+    """
+    return max(1, min(MAX_AUTO_THREADS, len(os.sched_getaffinity(0)) - 1))
 
 
 def make_engine(
@@ -36,17 +45,20 @@ def make_engine(
     events: EngineEvents[Any],
     *,
     memory_limit_bytes: int,
+    threads: int = 1,
     gate: Callable[[InnerAddresses], Gatekeeper] | None = None,
 ) -> PythonEngine:
     """Make the engine that the configuration asks for; ``auto`` takes the Python one, and says so, where
-    there is no native one.
+    there is no native one. ``threads`` is of the native one; 0 lets ``auto_threads`` choose.
 
     What is returned offers what nodes use of a Python engine. Raises NativeEngineError when ``native`` is
     asked for and cannot be had.
     """
     if name != "python":
         try:
-            engine = NativeEngine(events, memory_limit_bytes=memory_limit_bytes)
+            engine = NativeEngine(
+                events, memory_limit_bytes=memory_limit_bytes, threads=threads or auto_threads()
+            )
         except NativeEngineError as error:
             if name == "native":
                 raise NativeEngineError(

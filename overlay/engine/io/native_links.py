@@ -29,7 +29,7 @@ from overlay.links.io.endpoint import (
     DialError,
 )
 from overlay.links.io.state import EndpointCounters
-from overlay.links.io.udp import UdpSocket, has_route
+from overlay.links.io.udp import UdpSocket, bind_group, has_route
 from overlay.links.limits import LinkLimits
 from overlay.links.machine import Deliver, End, LinkMachine, Output, Send, Up
 from overlay.logs import RateLimit, get_logger
@@ -468,7 +468,7 @@ async def open_native_links(
     alpn: str = ALPN,
     controller: str = "bbr",
 ) -> AsyncIterator[NativeEndpoint]:
-    """Bind sockets and run the native engine's thread until the block is left, which closes all links.
+    """Bind sockets and run the native engine's threads until the block is left, which closes all links.
 
     As ``overlay.links.io.endpoint.open_endpoint``; the engine must not have run before. Raises OSError when
     an address cannot be bound, ValueError for a relay without an identity, NativeEngineError when the engine
@@ -479,11 +479,17 @@ async def open_native_links(
     limits = limits or LinkLimits()
     certificate = None if identity is None or role != "relay" else make_certificate_der(identity.seed)
     sockets: list[UdpSocket] = []
+    others: list[UdpSocket] = []
     try:
+        # Odd, so that all bytes of a connection id count; random, so that nobody else can do the sum.
+        factor = int.from_bytes(os.urandom(4), "big") | 1
+        groups: list[list[UdpSocket]] = []
         for host, port in addresses:
-            sockets.append(UdpSocket(host, port))
-        descriptors = [sock.socket.fileno() for sock in sockets]
-        engine.crate.start(descriptors, certificate, alpn, limits.idle_timeout_s, controller)
+            groups.append(bind_group(host, port, engine.threads, factor))
+            sockets.append(groups[-1][0])
+            others += groups[-1][1:]
+        descriptors = [[group[at].socket.fileno() for group in groups] for at in range(engine.threads)]
+        engine.crate.start(descriptors, certificate, alpn, limits.idle_timeout_s, controller, factor)
         try:
             endpoint = NativeEndpoint(engine, sockets, identity, limits, role)
             async with trio.open_nursery() as nursery:
@@ -498,5 +504,5 @@ async def open_native_links(
         finally:
             engine.crate.stop()
     finally:
-        for sock in sockets:
+        for sock in sockets + others:
             sock.close()

@@ -4,6 +4,7 @@ Reads and writes do not wait; the endpoint waits for readiness once per batch.
 """
 
 import contextlib
+import ctypes
 import errno
 import socket
 import struct
@@ -26,6 +27,7 @@ _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
+_SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3
@@ -93,13 +95,17 @@ _ADDRESS_OF = itemgetter(1)
 class UdpSocket:
     """One bound socket."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Bind. Raises OSError when the address cannot be used."""
+    def __init__(self, host: str, port: int, *, joins: bool = False) -> None:
+        """Bind; with `joins` to an address of a socket that shares it (`share`). Raises OSError when the
+        address cannot be used.
+        """
         self.is_ipv6 = ":" in host
         family = socket.AF_INET6 if self.is_ipv6 else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._configure()
+            if joins:
+                self.share()
             self.socket.bind((host, port))
         except BaseException:
             self.socket.close()
@@ -141,6 +147,10 @@ class UdpSocket:
             self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
         else:
             self.socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
+    def share(self) -> None:
+        """Let others of this process's user bind the same address. Raises OSError where that cannot be."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
     def close(self) -> None:
         """Close the socket. Closing twice is allowed."""
@@ -232,6 +242,55 @@ class UdpSocket:
             raise TooLargeError(size_bytes) from error
         self.no_route = error.errno in _NO_ROUTE
         self.send_failures += 1
+
+
+def bind_group(host: str, port: int, count: int, factor: int) -> list[UdpSocket]:
+    """Return `count` sockets of one address, to which the kernel gives packets of QUIC by their connection
+    ids (docs/decisions/0017-engine-threads.md): the first is bound alone, so that an address that is taken is
+    told.
+
+    Where the kernel has no such program, it goes by senders' addresses. Raises OSError when the address
+    cannot be used.
+    """
+    group = [UdpSocket(host, port)]
+    try:
+        if count > 1:
+            group[0].share()
+            port = group[0].address[1]
+            group += [UdpSocket(host, port, joins=True) for _ in range(count - 1)]
+            with contextlib.suppress(OSError):
+                _steer(group[0].socket, count, factor)
+    except BaseException:
+        for sock in group:
+            sock.close()
+        raise
+    return group
+
+
+def _steer(sock: socket.socket, count: int, factor: int) -> None:
+    """Set the program of a group: ``shard_of`` in dataplane/engine/src/steer.rs. The last statement's value
+    is the socket's place; a packet that is too short ends the program with 0.
+    """
+    program = b"".join(
+        struct.pack("=HBBI", code, true, false, value)
+        for code, true, false, value in (
+            (0x30, 0, 0, 0),  # A = first byte
+            (0x45, 2, 0, 0x80),  # long header: two further on
+            (0x20, 0, 0, 1),  # A = 4 bytes behind a short header
+            (0x05, 0, 0, 1),
+            (0x20, 0, 0, 6),  # A = 4 bytes behind a long header
+            (0x24, 0, 0, factor),
+            (0x74, 0, 0, 16),  # A >>= 16
+            (0x94, 0, 0, count),  # A %= count
+            (0x16, 0, 0, 0),  # return A
+        )
+    )
+    code = ctypes.create_string_buffer(program, len(program))
+    sock.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_REUSEPORT_CBPF,
+        struct.pack("@HP", len(program) // 8, ctypes.addressof(code)),
+    )
 
 
 def _end_of_run(sizes: Sequence[int], start: int, limit: int) -> int:

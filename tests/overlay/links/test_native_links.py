@@ -27,6 +27,7 @@ from overlay.messages import Goodbye, encode_control
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native engine is not installed")
 PAIRS = [
     ("native", "native"),
+    ("threads", "threads"),
     ("native", "qh3"),
     ("qh3", "native"),
     ("native", "aioquic"),
@@ -224,9 +225,10 @@ async def test_a_lost_close_is_repeated(kinds):
         assert ours.closes == [(55, "going")]
 
 
-async def test_a_peer_that_has_forgotten_the_link_ends_it():
+@pytest.mark.parametrize("kind", ["native", "threads"])
+async def test_a_peer_that_has_forgotten_the_link_ends_it(kind):
     async with (
-        two(("native", "native")) as (dialler, acceptor, ours, theirs),
+        two((kind, kind)) as (dialler, acceptor, ours, theirs),
         udp_relay(acceptor.addresses[0]) as relay,
     ):
         link = await dialler.dial(relay.address, ACCEPTOR.node_id)
