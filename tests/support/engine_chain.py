@@ -91,17 +91,17 @@ class ChainNode:
         self.low.append(meter)
 
     def settle(self, limit_s: float = 60) -> None:
-        """Return when a native engine's thread has carried out all that it was told, or will before it reads
-        another packet: circuits are entered here without the messages that would come in the same order.
+        """Return when a native engine's threads have carried out all that they were told, or will before they
+        read another packet: circuits are entered here without the messages that would come in the same order.
         """
-        if self.kind != "native":
+        if self.kind == "python":
             return
         crate = self.engine.crate
         for _ in range(2):  # the first of these turns may have begun before
-            turns, ends = crate.figures()[0], time.monotonic() + limit_s
+            before, ends = crate.thread_figures(), time.monotonic() + limit_s
             self.engine.expire()
-            while crate.figures()[0] == turns:
-                assert time.monotonic() < ends, "the engine's thread stands still"
+            while any(now[0] == then[0] for now, then in zip(crate.thread_figures(), before, strict=True)):
+                assert time.monotonic() < ends, "a thread of the engine stands still"
                 time.sleep(0.0002)
 
     def read_tun(self) -> list[bytes]:
