@@ -71,6 +71,9 @@ def decode_response(wire: bytes, answer: Answer, qtype: int, wants_dnssec: bool)
     """
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True)
+        # Of another class, the same type may mean something else, and is nothing that was asked for.
+        for section in (message.answer, message.authority):
+            section[:] = [rrset for rrset in section if rrset.rdclass == dns.rdataclass.IN]
         _follow(message, answer, dns.rdatatype.RdataType(qtype), wants_dnssec)
     except (dns.exception.DNSException, ValueError, LookupError, TypeError) as error:
         raise DecodeError(f"malformed response: {type(error).__name__}") from None

@@ -282,6 +282,14 @@ def test_any_damage_is_read_or_refused(good: tuple[Query, bytes], changes: list[
             assert "10.0.0.1" not in rrset.to_text()
 
 
+def test_records_of_another_class_are_none_that_were_asked_for() -> None:
+    query = ask()
+    answer = start_answer(query.name)
+    records = ["www.example. 60 IN A 9.9.9.9", r"www.example. 60 CLASS257 A \# 4 09090909"]
+    decode_response(response(query, records), answer, query.qtype, False)
+    assert [rrset.to_text() for rrset in answer.records] == ["www.example. 60 IN A 9.9.9.9"]
+
+
 def entry_of(size: int, ttl_s: int = 60, stored_s: float = 0.0) -> Entry:
     return Entry(0, bytes(size), (0, 0), (), stored_s, ttl_s, None)
 
