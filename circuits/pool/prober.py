@@ -9,11 +9,12 @@ docs/protocol/quality.md, section "Looks".
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from circuits.building.records import RECORDS
 from circuits.candidates import Constraints, Only, Position
-from circuits.guards import GuardStore, Moment
+from circuits.guards import GuardSet, GuardStore, Moment
 from circuits.handshake import Rng
 from circuits.params import UNIT
 from circuits.path import Path, choose_path
@@ -102,10 +103,14 @@ class Prober:
         self._left, self._left_at = self._saved(moment.now) - 1.0, moment.now
         if constraints.hops < 2:
             return None
-        target, position = self._choose_target(constraints, book, moment)
+        kept = guards.get(constraints)
+        own = frozenset(guard.node_id for guard in kept.guards)
+        target, position = self._choose_target(constraints, own, book, moment)
         if target is None:
             return None
-        path = self._choose_path(target, position, constraints, guards, moment)
+        if own:
+            constraints = replace(constraints, guards=replace(constraints.guards, nodes=own))
+        path = self._choose_path(target, position, constraints, kept, moment)
         if path is None:
             return None
         self.looks += 1
@@ -115,14 +120,16 @@ class Prober:
         return min(SAVED_LOOKS, self._left + (now - self._left_at) * self._per_hour / 3600)
 
     def _choose_target(
-        self, constraints: Constraints, book: QualityBook, moment: Moment
+        self, constraints: Constraints, own_guards: Collection[bytes], book: QualityBook, moment: Moment
     ) -> tuple[bytes | None, Position]:
         positions = [Position.EXIT, Position.MIDDLE] if constraints.hops > 2 else [Position.EXIT]
         position = positions[int(uniform(self._rng) * len(positions))]
         selection = moment.index.select(position, constraints)
 
         def works(entry: Entry) -> bool:
-            return not moment.backoff.is_waiting(entry.candidate.node_id, moment.now)
+            # Our guards are seen at work; a look at one would take another guard.
+            node_id = entry.candidate.node_id
+            return node_id not in own_guards and not moment.backoff.is_waiting(node_id, moment.now)
 
         drawn = [selection.draw(works, self._rng) for _ in range(CONSIDERED)]
         found = {entry.candidate.node_id for entry in drawn if entry is not None}
@@ -139,10 +146,9 @@ class Prober:
         target: bytes,
         position: Position,
         constraints: Constraints,
-        guards: GuardStore,
+        kept: GuardSet,
         moment: Moment,
     ) -> Path | None:
-        kept = guards.get(constraints)
         if position is Position.EXIT:
             wanted = replace(constraints, exits=Only(nodes=frozenset({target})), ports=(), needs_ipv6=False)
             result = choose_path(wanted, kept, moment)
