@@ -139,6 +139,24 @@ say(errors=[os.strerror(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) for
     assert said == [{"errors": ["Software caused connection abort", "Success"]}]
 
 
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_connections_that_are_the_only_ones_of_their_family_end_with_their_address(
+    run: Run, family: str
+) -> None:
+    kind, source, target = (
+        ("AF_INET", "V4", "9.9.9.9") if family == "v4" else ("AF_INET6", "V6", "2620:fe::fe")
+    )
+    said = run(f"""
+await ns.add_addresses(V4, V6)
+sock = ns.take_socket(socket.{kind}, socket.SOCK_STREAM)
+sock.bind(({source}, 0))
+connect(sock, ("{target}", 443))
+await ns.remove_addresses(V4, V6)
+say(error=os.strerror(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)))
+""")
+    assert said == [{"error": "Software caused connection abort"}]
+
+
 def test_sockets_come_from_a_pool_that_refills(run: Run) -> None:
     said = run("""
 taken = [ns.take_socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(300)]
