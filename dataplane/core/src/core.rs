@@ -27,7 +27,7 @@ use crate::vnet;
 /// Flows whose keys are looked at in one go: 0.2 ms if all of them have keys to change.
 const SWEEP_FLOWS: usize = 128;
 /// Above this a customer's TUN rests a moment.
-pub const ENTRY_REST_BYTES: usize = 1024 * 1024;
+pub const ENTRY_REST_BYTES: usize = 6 * 1024 * 1024;
 
 struct Slot {
     generation: u32,

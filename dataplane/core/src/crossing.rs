@@ -27,7 +27,7 @@ pub(crate) const NO_LINK: LinkId = LinkId::MAX;
 /// Single packets that may wait for another shard.
 const SINGLES_BYTES: usize = 1 << 20;
 /// Packets of the TUN that may wait for another shard.
-const TUN_BYTES: usize = 2 << 20;
+pub const TUN_BYTES: usize = 2 << 20;
 
 /// Whom something is for, on the other shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,8 +21,11 @@ use crate::shared::{End, EndRef, Held, Item, Pulled, Shared};
 use crate::suites::Suite;
 use crate::vnet;
 
-/// Inner TCP packets of one circuit that wait at its entry.
+/// Inner TCP packets of one circuit that wait at its entry at an exit.
 pub const ENTRY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
+/// The same at a client, whose TUN rests before that: CoDel and joining do better with what waits than the TUN's
+/// queue, which drops what many flows send at once.
+pub const CLIENT_ENTRY_LIMIT_BYTES: usize = 8 * 1024 * 1024;
 /// Other inner packets of one circuit that wait at its entry.
 pub const ENTRY_SINGLES_LIMIT_BYTES: usize = 256 * 1024;
 /// An item of at least this size keeps room in front, to become a train without being copied again.
@@ -84,11 +87,12 @@ impl Endpoint {
     }
 
     fn new(role: Role, price: Price, addresses: InnerAddresses) -> Endpoint {
+        let entry_trains = CodelQueue::new(entry_limit_bytes(&role));
         Endpoint {
             role,
             price,
             addresses,
-            entry_trains: CodelQueue::new(ENTRY_LIMIT_BYTES),
+            entry_trains,
             entry_singles: CodelQueue::new(ENTRY_SINGLES_LIMIT_BYTES),
             held: Held::default(),
         }
@@ -167,7 +171,7 @@ impl Endpoint {
         let direction = self.direction();
         let by_train = protocol == TCP || size > direction.capacity(1);
         let (queue, limit) = if by_train {
-            (&mut self.entry_trains, ENTRY_LIMIT_BYTES)
+            (&mut self.entry_trains, entry_limit_bytes(&self.role))
         } else {
             (&mut self.entry_singles, ENTRY_SINGLES_LIMIT_BYTES)
         };
@@ -218,7 +222,7 @@ impl Endpoint {
         let fresh = Fresh { header, packet, shape };
         let headroom = headroom_of(self.direction());
         let queue = &mut self.entry_trains;
-        let room = ENTRY_LIMIT_BYTES.saturating_sub(queue.bytes());
+        let room = entry_limit_bytes(&self.role).saturating_sub(queue.bytes());
         let number = shared.tails.find(key, place.flow);
         if let Some((number, item)) =
             number.and_then(|number| Some((number, queue.get_mut(number).filter(|item| item.has_vnet)?)))
@@ -608,6 +612,13 @@ impl Endpoint {
         traffic.dropped += 1;
         let sources = (table.policy().dns4, table.policy().dns6);
         refusal(&mut exit.rate, sources, packet, &parsed, verdict, now)
+    }
+}
+
+fn entry_limit_bytes(role: &Role) -> usize {
+    match role {
+        Role::Client(_) => CLIENT_ENTRY_LIMIT_BYTES,
+        Role::Exit(_) => ENTRY_LIMIT_BYTES,
     }
 }
 

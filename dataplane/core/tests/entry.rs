@@ -6,6 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{pseudo, tcp4, Net, CLIENT, SERVER};
+use hopfare_core::endpoint::{CLIENT_ENTRY_LIMIT_BYTES, ENTRY_LIMIT_BYTES};
 use hopfare_core::ip::{self, Sum, TCP};
 use hopfare_core::segment::to_packets;
 use hopfare_core::vnet::{is_valid, Header, NEEDS_CSUM};
@@ -268,5 +269,33 @@ proptest! {
             }
             prop_assert_eq!(at, ends[usize::from(port)]);
         }
+    }
+}
+
+#[test]
+fn a_client_holds_more_than_an_exit_and_its_tun_rests_before_it_drops() {
+    // Super-packets that nobody takes out.
+    for (node, limit) in [(0, CLIENT_ENTRY_LIMIT_BYTES), (2, ENTRY_LIMIT_BYTES)] {
+        let mut net = Net::new(2, 2, true, MEMORY);
+        net.nodes[node].core.join_packets(false, false);
+        let now = net.now;
+        let mut raw = data(1, 0, 12, true, false);
+        if node == 0 {
+            for byte in 0..4 {
+                raw.swap(10 + 12 + byte, 10 + 16 + byte);
+            }
+        }
+        let core = &mut net.nodes[node].core;
+        let mut has_rested = false;
+        for _ in 0..2 * CLIENT_ENTRY_LIMIT_BYTES / raw.len() {
+            core.on_tun(&raw, now);
+            if core.entry_is_full() && !has_rested {
+                has_rested = true;
+                assert!(core.used_bytes() < limit);
+            }
+        }
+        let held = core.used_bytes();
+        assert!(held <= limit && held + 70_000 > limit, "{node}: {held}");
+        assert_eq!(has_rested, node == 0);
     }
 }

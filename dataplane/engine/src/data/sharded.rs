@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use hopfare_core::core::ENTRY_REST_BYTES;
+use hopfare_core::crossing::TUN_BYTES;
 use hopfare_core::{Crossing, Receiver, ShardId, Unit};
 use quinn_proto::EcnCodepoint;
 
@@ -140,7 +141,9 @@ impl DataThread {
         }
         let others = self.shared.inboxes.iter().enumerate().filter(|(at, _)| *at != usize::from(self.shard));
         let waiting: usize = others.map(|(_, inbox)| inbox.totals.entry_bytes.load(Ordering::Relaxed)).sum();
-        waiting + self.core.entry_bytes() + self.core.crossing_tun_bytes() > ENTRY_REST_BYTES
+        let crossing = self.core.crossing_tun_bytes();
+        // What crosses has less room than an entry.
+        crossing > TUN_BYTES / 2 || waiting + self.core.entry_bytes() + crossing > ENTRY_REST_BYTES
     }
 
     /// Hand a datagram to its connection here, or to the shard that its connection id names.
